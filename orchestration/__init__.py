@@ -1,0 +1,6 @@
+"""The work: which steps are missing, in what order, and where they run.
+
+    plan ─▶ schedule ─▶ chains of missing steps ─▶ executor (inline or Ray) ─▶ checkpoint facts ─▶ manifest
+
+Nothing here imports torch; ray is imported in ``ray_executor`` alone.
+"""

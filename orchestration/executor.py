@@ -1,0 +1,187 @@
+"""Protocols between the work and whoever does it, and the one way a step is performed.
+
+A worker is told *which* step to do, never given records or tensors: it opens the workspace itself,
+rebuilds the chain of its shard from the surviving records, and refuses to train unless the step it
+was asked for is in that chain. So nothing personal travels through task arguments or an object
+store, and a stale order cannot train a record that was deleted meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from shards.digest import derive, tensor_digest
+from shards.errors import EnvironmentMismatchError, LawViolationError, StepFailedError
+from shards.lineage import Checkpoint, pack_tags
+from shards.plan import SliceStep, pass_order
+from shards.records import Record
+from shards.store import Store
+from shards.workspace import SEEN_FILE, Workspace
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """All that a slice step may look at.
+
+    Attributes:
+        passes: the visible records, once per epoch, each time in that epoch's order.
+        parent: weights to start from (safetensors), or None to start from the base model.
+        seed: 32 secret bytes for this (shard, chain, slice); every random draw derives from it.
+    """
+
+    passes: tuple[tuple[Record, ...], ...]
+    parent: bytes | None
+    seed: bytes = field(repr=False)
+
+
+class SliceTrainer(Protocol):
+    """Does one step. A frozen, picklable value: it travels to the workers."""
+
+    def environment(self) -> dict[str, str]:
+        """What the calling process computes with: equal facts (one class) give equal bits."""
+        ...
+
+    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+        """Train; returns the checkpoint's files, the weights under ``WEIGHTS_FILE``.
+
+        Must be a function of the trainer, the environment class and the lesson alone.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepOrder:
+    """One step to perform; holds no personal data.
+
+    Attributes:
+        workspace: where records, keys and facts are read.
+        store: where checkpoints are read and written (a replay uses a scratch store).
+        shard: the shard of the step.
+        key: the checkpoint key to make.
+        parent: stored object of the parent checkpoint, if the step has a parent.
+        environment: environment the chain was begun in; None for a first step.
+    """
+
+    workspace: Path
+    store: Path
+    shard: int
+    key: str
+    parent: str | None
+    environment: dict[str, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChainOrder:
+    """The missing steps of one shard, in order. ``parent`` is the checkpoint they start from."""
+
+    shard: int
+    steps: tuple[SliceStep, ...]
+    parent: Checkpoint | None
+
+    @property
+    def cost(self) -> int:
+        """Sample passes, up to the constant factor of epochs."""
+        return sum(len(step.members) for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one step: a checkpoint, or the error that ended its chain."""
+
+    shard: int
+    checkpoint: Checkpoint | None
+    error: Exception | None
+    seconds: float
+
+
+class Executor(Protocol):
+    """Runs chains of steps somewhere."""
+
+    def run(
+        self, chains: Iterable[ChainOrder], trainer: SliceTrainer, workspace: Path, store: Path
+    ) -> Iterator[Outcome]:
+        """Perform every step, each chain in order; yields each step's outcome as it ends.
+
+        A failed step ends its chain and no other.
+        """
+        ...
+
+
+def order(chain: ChainOrder, number: int, done: Checkpoint | None, workspace: Path, store: Path) -> StepOrder:
+    """The order for step ``number`` of a chain, given the checkpoint before it."""
+    return StepOrder(
+        workspace=workspace,
+        store=store,
+        shard=chain.shard,
+        key=chain.steps[number].key,
+        parent=None if done is None else done.files,
+        environment=None if done is None else done.environment,
+    )
+
+
+def perform(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
+    """Do one step in this process and store its result; returns the fact to be recorded.
+
+    Raises:
+        EnvironmentMismatchError: if this process is of another class than the chain.
+        LawViolationError: if the step is not (or no longer) part of the plan.
+        IntegrityError: if parent or records are damaged.
+    """
+    environment = trainer.environment()
+    if step_order.environment is not None and step_order.environment != environment:
+        raise EnvironmentMismatchError(
+            f"the environment class in which shard {step_order.shard} was begun",
+            environment_difference(step_order.environment, environment),
+            "train where these are the same, or `sisa train --restart-shards` to begin such shards anew",
+        )
+    workspace = Workspace.open(step_order.workspace)
+    try:
+        chain = workspace.chain(step_order.shard)
+        layout = workspace.layout()
+        seed_key = workspace.keys.seed
+    finally:
+        workspace.close()
+    step = next((step for step in chain.steps if step.key == step_order.key), None)
+    if step is None:
+        raise LawViolationError(
+            f"step {step_order.key[:12]} in the plan of the surviving records",
+            "a plan without it: records changed after the order was given",
+            "run the command again",
+        )
+    store = Store(step_order.store)
+    parent = None if step_order.parent is None else store.get(step_order.parent)[WEIGHTS_FILE]
+    passes = tuple(
+        tuple(stored.record for stored in pass_order(step.members, layout, step.link.slice, epoch=epoch))
+        for epoch in range(layout.epochs)
+    )
+    seed = derive(seed_key, "step-seed", step.link.shard, step.link.chain, step.link.slice)
+    files = trainer.train(Lesson(passes, parent, seed))
+    return Checkpoint(
+        link=step.link,
+        files=store.put(files),
+        tensors=tensor_digest(files[WEIGHTS_FILE]),
+        seen=store.put({SEEN_FILE: pack_tags(stored.tag for stored in step.members)}),
+        members=len(step.members),
+        own=step.own,
+        environment=environment,
+    )
+
+
+def environment_difference(wanted: Mapping[str, str], found: Mapping[str, str]) -> str:
+    """The facts in which two environments differ, for a message."""
+    names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    return ", ".join(f"{name} {found.get(name)!r} instead of {wanted.get(name)!r}" for name in names)
+
+
+def failure(error: BaseException, shard: int) -> StepFailedError:
+    """The error that the user sees for a step that failed for a reason of its own."""
+    return StepFailedError(
+        f"every step of shard {shard} to train",
+        f"{type(error).__name__}: {error}",
+        "mend the cause and run the same command again; finished steps are kept",
+    )

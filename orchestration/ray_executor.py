@@ -1,0 +1,141 @@
+"""Runs chains on a Ray cluster: one actor per worker, one chain at a time on each.
+
+Ray carries step orders out and checkpoint facts back, never records or tensors. An actor keeps the
+frozen base model loaded between steps. An actor that dies takes nothing along: its step is handed
+to a new one, a bounded number of times.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from orchestration.executor import ChainOrder, Outcome, SliceTrainer, StepOrder, failure, order, perform
+from shards.errors import SisaError, StepFailedError
+from shards.lineage import Checkpoint
+
+_TRIES = 3
+
+
+class Worker:
+    """Performs steps; becomes a Ray actor."""
+
+    def __init__(self, trainer: SliceTrainer) -> None:
+        self._trainer = trainer
+
+    def perform(self, step_order: StepOrder) -> Outcome:
+        started = time.monotonic()
+        try:
+            checkpoint = perform(step_order, self._trainer)
+        except SisaError as error:
+            return Outcome(step_order.shard, None, error, time.monotonic() - started)
+        return Outcome(step_order.shard, checkpoint, None, time.monotonic() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A chain under way: the next step, what came before it, who does it, and how often it was tried."""
+
+    chain: ChainOrder
+    number: int
+    done: Checkpoint | None
+    worker: Any
+    tries: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RayExecutor:
+    """Performs chains on Ray.
+
+    Attributes:
+        workers: how many steps run at once.
+        address: of a running cluster; None starts a local one for the duration, unless this process
+            is connected to a cluster already.
+        gpus_per_worker: GPUs reserved by each worker.
+    """
+
+    workers: int
+    address: str | None = None
+    gpus_per_worker: float = 0
+
+    def run(
+        self, chains: Iterable[ChainOrder], trainer: SliceTrainer, workspace: Path, store: Path
+    ) -> Iterator[Outcome]:
+        waiting = deque(chains)
+        if not waiting:
+            return
+        with self._cluster():
+            running: dict[Any, _Run] = {}
+
+            def submit(run: _Run) -> None:
+                step_order = order(run.chain, run.number, run.done, workspace, store)
+                running[run.worker.perform.remote(step_order)] = run
+
+            for _ in range(min(self.workers, len(waiting))):
+                chain = waiting.popleft()
+                submit(_Run(chain, 0, chain.parent, self._start(trainer)))
+            while running:
+                (ready,), _ = ray.wait(list(running), num_returns=1)
+                run = running.pop(ready)
+                outcome = self._outcome(ready, run)
+                if outcome is None:  # the worker died; nothing was recorded
+                    submit(replace(run, worker=self._start(trainer), tries=run.tries + 1))
+                    continue
+                yield outcome
+                if outcome.checkpoint is not None and run.number + 1 < len(run.chain.steps):
+                    submit(_Run(run.chain, run.number + 1, outcome.checkpoint, run.worker))
+                elif waiting:
+                    worker = run.worker
+                    if outcome.error is not None:  # it may be dead, or in an odd state
+                        ray.kill(worker)
+                        worker = self._start(trainer)
+                    chain = waiting.popleft()
+                    submit(_Run(chain, 0, chain.parent, worker))
+
+    def _start(self, trainer: SliceTrainer) -> Any:
+        options = {"num_cpus": 1, "num_gpus": self.gpus_per_worker}
+        return ray.remote(Worker).options(**options).remote(trainer)
+
+    def _outcome(self, ready: Any, run: _Run) -> Outcome | None:
+        """The step's outcome, or None if its worker died and the step may be tried again."""
+        try:
+            outcome: Outcome = ray.get(ready)
+        except RayActorError as error:
+            if run.tries < _TRIES:
+                return None
+            died = StepFailedError(
+                f"a worker to live through a step of shard {run.chain.shard}",
+                f"{_TRIES} workers died ({type(error).__name__})",
+                "look for a lack of memory, then run the same command again; finished steps are kept",
+            )
+            return Outcome(run.chain.shard, None, died, 0.0)
+        except RayTaskError as error:
+            return Outcome(run.chain.shard, None, failure(error.cause, run.chain.shard), 0.0)
+        return outcome
+
+    @contextmanager
+    def _cluster(self) -> Iterator[None]:
+        """Use the cluster this process is connected to, else connect or start one and leave it after."""
+        if ray.is_initialized():
+            yield
+            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        local = (
+            {}
+            if self.address
+            else {"num_cpus": self.workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        )
+        ray.init(address=self.address or "local", log_to_driver=False, logging_level="error", **local)
+        try:
+            yield
+        finally:
+            ray.shutdown()

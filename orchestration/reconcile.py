@@ -1,0 +1,180 @@
+"""Brings the store to a plan by running exactly the missing steps, then serves it.
+
+Training and deleting share this: a deletion is a smaller plan. It is the only writer of checkpoint
+facts. Killed anywhere, it is run again and continues: a step's objects are written first, then its
+fact in one transaction; an object without a fact is swept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from orchestration.executor import Executor, Outcome, SliceTrainer, failure
+from orchestration.schedule import schedule
+from shards import book
+from shards.errors import IntegrityError, SisaError
+from shards.lineage import Checkpoint
+from shards.manifest import Head, ModelManifest
+from shards.plan import Plan
+from shards.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step ended, or (``done == 0``) the work is known.
+
+    Attributes:
+        done, total: steps.
+        outcome: the step that ended.
+    """
+
+    done: int
+    total: int
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What a reconcile did.
+
+    Attributes:
+        manifest: what is served now.
+        trained: checkpoints made.
+        passes: records in the steps trained, times epochs (sample passes).
+        step_seconds: the sum of the steps' durations on their workers.
+        damaged: keys of checkpoints that were found damaged and made again.
+    """
+
+    manifest: ModelManifest
+    trained: tuple[Checkpoint, ...]
+    passes: int
+    step_seconds: float
+    damaged: tuple[str, ...]
+
+
+def reconcile(
+    workspace: Workspace,
+    executor: Executor,
+    trainer: SliceTrainer,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Reconciled:
+    """Train what the plan of the surviving records lacks, and serve the result.
+
+    The caller drives the workspace. Steps that fail end their chain; the others go on, and the
+    first failure is raised at the end.
+
+    Raises:
+        StepFailedError: if a step failed.
+        IntegrityError: if a damaged checkpoint, trained again, has other bits than its fact says.
+    """
+    workspace.sweep()
+    plan = workspace.plan()
+    recorded = workspace.book.live()
+    intact = {key: fact for key, fact in recorded.items() if workspace.store.intact(fact.files)}
+    chains = schedule(plan, intact)
+    total = sum(len(chain.steps) for chain in chains)
+    progress(Progress(0, total, None))
+    trained: list[Checkpoint] = []
+    errors: list[SisaError] = []
+    seconds = 0.0
+    for outcome in executor.run(chains, trainer, workspace.path, workspace.store.root):
+        seconds += outcome.seconds
+        if outcome.checkpoint is not None:
+            trained.append(outcome.checkpoint)
+            _record(workspace, outcome.checkpoint, recorded)
+        elif outcome.error is not None:
+            known = isinstance(outcome.error, SisaError)
+            errors.append(outcome.error if known else failure(outcome.error, outcome.shard))  # type: ignore[arg-type]
+        progress(Progress(len(trained), total, outcome))
+    if errors:
+        raise errors[0]
+    manifest = publish(workspace, plan)
+    # An ingest may have put a record before stored steps; what the plan no longer has is dropped.
+    purge(workspace, frozenset(workspace.book.live()) - frozenset(plan.steps()), ())
+    return Reconciled(
+        manifest=manifest,
+        trained=tuple(trained),
+        passes=sum(checkpoint.members for checkpoint in trained) * workspace.layout().epochs,
+        step_seconds=seconds,
+        damaged=tuple(sorted(set(recorded) - set(intact))),
+    )
+
+
+def _record(workspace: Workspace, made: Checkpoint, recorded: dict[str, Checkpoint]) -> None:
+    """Append the fact; a checkpoint that was only made again must have the same bits."""
+    before = recorded.get(made.key)
+    if before is not None and before.tensors != made.tensors:
+        raise IntegrityError(
+            f"checkpoint {made.key} with tensors {before.tensors}",
+            f"tensors {made.tensors} when trained again",
+            "this machine does not reproduce its own training; do not trust it, and run `sisa audit --all`",
+        )
+    if made != before:
+        workspace.ledger.append([(book.CHECKPOINT, made.to_json())])
+
+
+def purge(workspace: Workspace, keys: frozenset[str], request_ids: tuple[str, ...]) -> None:
+    """Destroy checkpoints: the facts first, then the files; a kill in between is healed by a sweep.
+
+    A head among them stops being served in the same transaction.
+    """
+    live = workspace.book.live()
+    gone = sorted(keys & frozenset(live))
+    if not gone:
+        return
+    facts: list[tuple[str, dict[str, Any]]] = []
+    current = workspace.book.manifest()
+    if current is not None and any(head.checkpoint in gone for head in current.heads):
+        kept = [head for head in current.heads if head.checkpoint not in gone]
+        rolled_back = ModelManifest.of(current.generation + 1, current.recipe, kept)
+        facts.append((book.MANIFEST, rolled_back.to_json()))
+    receipt = {
+        "checkpoints": gone,
+        "objects": sorted(live[key].files for key in gone),
+        "requests": list(request_ids),
+        "method": "unlink",
+    }
+    workspace.ledger.append([*facts, (book.PURGE, receipt)])
+    workspace.sweep()
+
+
+def restart_foreign(workspace: Workspace, environment: dict[str, str]) -> tuple[int, ...]:
+    """Give up the chains that this environment class may not continue; returns their shards.
+
+    Only shards with steps missing are given up; a whole chain of another class stays as it is.
+    """
+    live = workspace.book.live()
+    shards = tuple(
+        chain.shard
+        for chain in schedule(workspace.plan(), live)
+        if chain.parent is not None and chain.parent.environment != environment
+    )
+    purge(workspace, frozenset(key for key, made in live.items() if made.link.shard in shards), ())
+    return shards
+
+
+def served(workspace: Workspace, plan: Plan) -> ModelManifest:
+    """The manifest of a plan: per shard, the last step of the unbroken run of stored ones."""
+    live = workspace.book.live()
+    current = workspace.book.manifest()
+    heads = []
+    for chain in plan.chains:
+        done = None
+        for step in chain.steps:
+            if step.key not in live:
+                break
+            done = live[step.key]
+        if done is not None:
+            heads.append(Head(chain.shard, done.key, done.tensors))
+    return ModelManifest.of(0 if current is None else current.generation + 1, plan.recipe, heads)
+
+
+def publish(workspace: Workspace, plan: Plan) -> ModelManifest:
+    """Serve what is stored of a plan; a new generation only if something changes."""
+    manifest, current = served(workspace, plan), workspace.book.manifest()
+    if current is not None and current.digest == manifest.digest:
+        return current
+    workspace.ledger.append([(book.MANIFEST, manifest.to_json())])
+    return manifest

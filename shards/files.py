@@ -1,0 +1,59 @@
+"""Durable writes, and the one place where operating-system errors become ours."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shards.errors import StorageError
+
+TEMPORARY = ".tmp-"
+
+
+@contextmanager
+def storage(what: str) -> Iterator[None]:
+    """Turn an ``OSError`` inside into a ``StorageError`` that says what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"to {what}",
+            f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else ""),
+            "free space or mend permissions, then run the same command again; nothing was lost",
+        ) from error
+
+
+def fsync_directory(path: Path) -> None:
+    """Make names created in or removed from ``path`` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write and sync one file that nobody refers to yet."""
+    with path.open("xb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write ``path`` so that a crash leaves the old content or the new, never a mixture.
+
+    Raises:
+        StorageError: if the file system refuses.
+    """
+    temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    with storage(f"write {path}"):
+        try:
+            write_new(temporary, data)
+            temporary.replace(path)
+            fsync_directory(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,142 @@
+"""The law, as a query.
+
+    Nothing served from acceptance on, and nothing stored once the request completes, has a
+    tombstoned record in its visible set = all records trained anywhere in its lineage.
+
+Asked before a certificate is signed, by ``sisa audit --all``, by ``sisa verify`` and by tests.
+"""
+
+from __future__ import annotations
+
+from shards import lock
+from shards.checks import Check, judged, unchecked
+from shards.errors import IntegrityError
+from shards.lineage import Link, check_chain
+from shards.workspace import Workspace
+
+
+def check_law(workspace: Workspace, *, completing: frozenset[str] = frozenset()) -> list[Check]:
+    """Ask the law of a whole workspace. This is a read-only operation.
+
+    Args:
+        workspace: to be asked about.
+        completing: request IDs that are about to be certified and so must hold already.
+    """
+    try:
+        visible = workspace.visible_sets()
+    except IntegrityError as error:
+        return [judged("law", "evidence of what each checkpoint saw is whole", [str(error)], "")]
+    return [
+        _served(workspace, visible),
+        _stored(workspace, visible, completing),
+        _vault(workspace, completing),
+        _parts(workspace),
+        _objects(workspace),
+        _strays(workspace),
+        _lineages(workspace),
+    ]
+
+
+def _completed(workspace: Workspace, completing: frozenset[str]) -> frozenset[bytes]:
+    done = completing | frozenset(workspace.book.certificates())
+    return frozenset(
+        bytes.fromhex(tag)
+        for _, request in workspace.book.requests()
+        if request.request_id in done
+        for tag in request.tombstones
+    )
+
+
+def _served(workspace: Workspace, visible: dict[str, frozenset[bytes]]) -> Check:
+    problems = []
+    manifests = workspace.book.manifests()
+    for accepted, request in workspace.book.requests():
+        forgotten = frozenset(map(bytes.fromhex, request.tombstones))
+        for fact, manifest in manifests:
+            if fact.seq < accepted.seq:
+                continue
+            problems += [
+                f"manifest {manifest.generation} serves shard {head.shard} from {head.checkpoint[:12]}, "
+                f"which saw records of request {request.request_id}"
+                for head in manifest.heads
+                if forgotten & visible.get(head.checkpoint, forgotten)
+            ]
+    evidence = f"{len(manifests)} manifests against {len(workspace.book.requests())} requests"
+    return judged("law", "nothing served since acceptance saw a deleted record", problems, evidence)
+
+
+def _stored(workspace: Workspace, visible: dict[str, frozenset[bytes]], completing: frozenset[str]) -> Check:
+    forgotten = _completed(workspace, completing)
+    live = workspace.book.live()
+    problems = [f"checkpoint {key[:12]} is stored and saw a deleted record" for key in live if forgotten & visible[key]]
+    problems += [
+        f"checkpoint {stored.checkpoint.key[:12]} was purged and its files are still there"
+        for stored in workspace.book.checkpoints()
+        if not stored.live
+        and stored.checkpoint.files not in workspace.referenced_objects()
+        and workspace.store.path(stored.checkpoint.files).exists()
+    ]
+    evidence = f"{len(live)} checkpoints against {len(forgotten)} tombstones"
+    return judged("law", "nothing stored saw a deleted record", problems, evidence)
+
+
+def _vault(workspace: Workspace, completing: frozenset[str]) -> Check:
+    damaged = workspace.vault.damaged(workspace.book.parts())  # reported by the check of parts
+    parts = [part for part in workspace.book.parts() if part.file not in damaged]
+    kept = _completed(workspace, completing) & frozenset(workspace.vault.tags(parts))
+    problems = [f"record {tag.hex()[:12]} was deleted and is in the vault" for tag in sorted(kept)]
+    return judged("law", "no deleted record is held", problems, f"{len(parts)} parts")
+
+
+def _parts(workspace: Workspace) -> Check:
+    parts = workspace.book.parts()
+    problems = [f"vault part {name} is missing or altered" for name in workspace.vault.damaged(parts)]
+    return judged("law", "the vault holds what the ledger says", problems, f"{len(parts)} parts")
+
+
+def _objects(workspace: Workspace) -> Check:
+    objects = workspace.referenced_objects()
+    problems = [
+        f"object {name[:12]} is missing or altered" for name in sorted(objects) if not workspace.store.intact(name)
+    ]
+    return judged("law", "the store holds what the ledger says", problems, f"{len(objects)} objects")
+
+
+def _strays(workspace: Workspace) -> Check:
+    name = "nothing is stored that no fact names"
+    known = {part.file for part in workspace.book.parts()}
+    strays = sorted(workspace.store.objects() - workspace.referenced_objects())
+    strays += sorted(entry.name for entry in workspace.vault.root.iterdir() if entry.name not in known)
+    if strays and lock.held(workspace.path / "lock"):
+        return unchecked("law", name, "a live process is writing")
+    return judged("law", name, [f"{stray[:16]} (run `sisa train` to sweep)" for stray in strays], "no strays")
+
+
+def _lineages(workspace: Workspace) -> Check:
+    manifest = workspace.book.manifest()
+    problems: list[str] = []
+    for head in manifest.heads if manifest else ():
+        try:
+            links = lineage(workspace, head.checkpoint)
+        except IntegrityError as error:
+            problems.append(f"shard {head.shard}: {error.found}")
+            continue
+        problems += check_chain(links, workspace.pinned().digest, head.shard)
+    return judged("law", "every served lineage is whole", problems, f"{len(manifest.heads) if manifest else 0} heads")
+
+
+def lineage(workspace: Workspace, key: str) -> list[Link]:
+    """The links from a shard's first step to checkpoint ``key``, all of them live.
+
+    Raises:
+        IntegrityError: if a checkpoint of the chain is not stored.
+    """
+    live = workspace.book.live()
+    links: list[Link] = []
+    at: str | None = key
+    while at is not None:
+        if at not in live:
+            raise IntegrityError(f"checkpoint {at} in the store", f"no live checkpoint {at[:12]}", "run `sisa train`")
+        links.append(live[at].link)
+        at = live[at].link.parent
+    return links[::-1]

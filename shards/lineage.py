@@ -1,0 +1,121 @@
+"""Checkpoint keys, the facts of a checkpoint, and the check that a chain is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from shards.digest import digest
+from shards.errors import IntegrityError
+
+
+def records_digest(entries: Iterable[tuple[bytes, bytes]]) -> str:
+    """Digest (hex) of ordered (tag, keyed content fingerprint) pairs."""
+    return digest("step-records", *(part for entry in entries for part in entry)).hex()
+
+
+def slice_digest(entries: Iterable[tuple[bytes, bytes]]) -> str:
+    """Digest (hex) of a slice's surviving records, whatever order they come in."""
+    return digest("slice", *(part for entry in sorted(entries) for part in entry)).hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What identifies one slice step; its ``key`` names the checkpoint the step makes.
+
+    Equal in any two workspaces with the same keys, recipe and records. The environment class is
+    recorded with the checkpoint and deliberately not part of the key.
+    """
+
+    recipe: str
+    shard: int
+    chain: int
+    slice: int
+    parent: str | None
+    records: str
+
+    @property
+    def key(self) -> str:
+        return digest(
+            "checkpoint", self.recipe, self.shard, self.chain, self.slice, self.parent or "", self.records
+        ).hex()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"key": self.key}
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Self:
+        """Rebuild a link; a stated key that its fields do not hash to is refused.
+
+        Raises:
+            IntegrityError: if key and fields disagree.
+        """
+        link = cls(**{name: body[name] for name in cls.__slots__})
+        if body["key"] != link.key:
+            raise IntegrityError(
+                f"checkpoint key {link.key} from the fields of the link", str(body["key"]), "do not trust this document"
+            )
+        return link
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The fact that a step was trained.
+
+    Attributes:
+        link: what was trained.
+        files: digest of the stored object (the PEFT directory).
+        tensors: digest of its tensors, whatever the container.
+        seen: digest of the stored object that lists the tags trained in this step. It outlives the
+            checkpoint, so that an audit can say what a purged checkpoint had seen.
+        members: how many records took part.
+        own: how many of them live in this slice (the rest is rehearsal).
+        environment: what the step ran in (libraries, processor, switches). Equal facts are one
+            environment class; bitwise claims hold within a class.
+    """
+
+    link: Link
+    files: str
+    tensors: str
+    seen: str
+    members: int
+    own: int
+    environment: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        return self.link.key
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"link": self.link.to_json()}
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Self:
+        return cls(**(body | {"link": Link.from_json(body["link"])}))
+
+
+def check_chain(links: Sequence[Link], recipe: str, shard: int) -> list[str]:
+    """Problems of a lineage from first step to head; empty if it is whole."""
+    problems = []
+    parent: str | None = None
+    last = -1
+    for link in links:
+        if (link.recipe, link.shard) != (recipe, shard):
+            problems.append(f"checkpoint {link.key[:12]} belongs to another recipe or shard")
+        if link.parent != parent:
+            problems.append(f"checkpoint {link.key[:12]} has parent {link.parent}, expected {parent}")
+        if link.slice <= last:
+            problems.append(f"checkpoint {link.key[:12]}: slice {link.slice} does not follow {last}")
+        parent, last = link.key, link.slice
+    return problems
+
+
+def pack_tags(tags: Iterable[bytes]) -> bytes:
+    """Sorted 32-byte tags, end to end."""
+    return b"".join(sorted(tags))
+
+
+def unpack_tags(data: bytes) -> frozenset[bytes]:
+    """The tags that :func:`pack_tags` packed."""
+    return frozenset(data[start : start + 32] for start in range(0, len(data), 32))

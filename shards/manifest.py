@@ -1,0 +1,57 @@
+"""What is served now: one lineage head per shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from shards.digest import canonical_json, digest
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The checkpoint a shard is served from."""
+
+    shard: int
+    checkpoint: str
+    tensors: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelManifest:
+    """The served set. A shard that has not trained, or lost all its records, is absent.
+
+    The digest covers recipe and heads only, so two workspaces that serve the same bits have the
+    same digest whatever their histories; the generation number counts swaps in one workspace.
+    """
+
+    generation: int
+    recipe: str
+    heads: tuple[Head, ...]
+
+    @classmethod
+    def of(cls, generation: int, recipe: str, heads: Iterable[Head]) -> Self:
+        return cls(generation, recipe, tuple(sorted(heads, key=lambda head: head.shard)))
+
+    @property
+    def digest(self) -> str:
+        heads = [[head.shard, head.checkpoint, head.tensors] for head in self.heads]
+        return digest("manifest", self.recipe, canonical_json(heads)).hex()
+
+    def head(self, shard: int) -> Head | None:
+        return next((head for head in self.heads if head.shard == shard), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "generation": self.generation,
+            "digest": self.digest,
+            "recipe": self.recipe,
+            "heads": [
+                {"shard": head.shard, "checkpoint": head.checkpoint, "tensors": head.tensors} for head in self.heads
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Self:
+        return cls.of(body["generation"], body["recipe"], (Head(**head) for head in body["heads"]))

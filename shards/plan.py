@@ -1,0 +1,176 @@
+"""Pure: surviving records + layout + recipe digest → slice steps; and the difference of two plans.
+
+A step's key covers everything that can reach its bytes, so "what must be trained?" and "what must
+be purged?" are set operations on keys.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from shards.layout import ShardLayout
+from shards.lineage import Link, records_digest, slice_digest
+from shards.vault import StoredRecord
+
+CHAIN = 0  # one chain a shard; the number is part of keys and seeds
+
+
+@dataclass(frozen=True, slots=True)
+class SliceStep:
+    """Train one slice from its parent.
+
+    Attributes:
+        link: identity; ``link.key`` names the checkpoint.
+        members: the records that take part, in the order of the first pass.
+        own: how many of them live in this slice.
+        slice_digest: commitment to the slice's surviving records.
+    """
+
+    link: Link
+    members: tuple[StoredRecord, ...]
+    own: int
+    slice_digest: str
+
+    @property
+    def key(self) -> str:
+        return self.link.key
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The steps of one shard, in order; empty if no record of the shard survives."""
+
+    shard: int
+    steps: tuple[SliceStep, ...]
+
+    @property
+    def head(self) -> SliceStep | None:
+        return self.steps[-1] if self.steps else None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that should be trained, one chain per shard."""
+
+    recipe: str
+    chains: tuple[Chain, ...]
+
+    def steps(self) -> dict[str, SliceStep]:
+        return {step.key: step for chain in self.chains for step in chain.steps}
+
+
+def make_plan(records: Iterable[StoredRecord], layout: ShardLayout, recipe: str) -> Plan:
+    """The plan of the surviving ``records`` under the recipe with digest ``recipe``."""
+    shards: dict[int, list[StoredRecord]] = defaultdict(list)
+    for stored in records:
+        shards[layout.place(stored.record).shard].append(stored)
+    return Plan(recipe, tuple(make_chain(shard, shards[shard], layout, recipe) for shard in range(layout.shards)))
+
+
+def make_chain(shard: int, records: Iterable[StoredRecord], layout: ShardLayout, recipe: str) -> Chain:
+    """The chain of one shard. A slice without surviving records has no step at all."""
+    slices: dict[int, list[StoredRecord]] = defaultdict(list)
+    for stored in records:
+        slices[layout.place(stored.record).slice].append(stored)
+    steps: list[SliceStep] = []
+    earlier: list[StoredRecord] = []
+    for number in sorted(slices):
+        own = slices[number]
+        again = [stored for stored in earlier if layout.rehearsed(stored.record.id, number)]
+        members = pass_order(own + again, layout, number, epoch=0)
+        link = Link(
+            recipe=recipe,
+            shard=shard,
+            chain=CHAIN,
+            slice=number,
+            parent=steps[-1].key if steps else None,
+            records=records_digest((stored.tag, stored.fingerprint) for stored in members),
+        )
+        commitment = slice_digest((stored.tag, stored.fingerprint) for stored in own)
+        steps.append(SliceStep(link, members, len(own), commitment))
+        earlier += own
+    return Chain(shard, tuple(steps))
+
+
+def pass_order(
+    members: Iterable[StoredRecord], layout: ShardLayout, step: int, *, epoch: int
+) -> tuple[StoredRecord, ...]:
+    """The members of a step in the order of one pass."""
+    return tuple(sorted(members, key=lambda stored: layout.order_key(stored.record.id, step, epoch)))
+
+
+@dataclass(frozen=True, slots=True)
+class ShardImpact:
+    """What a change of plan does to one shard.
+
+    Attributes:
+        shard: its number.
+        first_slice: the first slice whose checkpoint falls.
+        steps: how many steps must be trained.
+        purged: keys of the checkpoints that fall.
+    """
+
+    shard: int
+    first_slice: int
+    steps: int
+    purged: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "shard": self.shard,
+            "first_slice": self.first_slice,
+            "steps": self.steps,
+            "purged": list(self.purged),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Impact:
+    """The difference of two plans.
+
+    Attributes:
+        shards: the shards that change.
+        kept: keys that stand in both plans.
+        retrained: keys to be trained.
+        retrained_share: records in retrained steps over records in all steps before (sample passes).
+    """
+
+    shards: tuple[ShardImpact, ...]
+    kept: tuple[str, ...]
+    retrained: tuple[str, ...]
+    retrained_share: float
+
+    @property
+    def purged(self) -> tuple[str, ...]:
+        return tuple(key for shard in self.shards for key in shard.purged)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "shards": [shard.to_json() for shard in self.shards],
+            "retrained_share": self.retrained_share,
+        }
+
+
+def difference(before: Plan, after: Plan) -> Impact:
+    """What must be purged and trained to go from one plan to the other."""
+    old, new = before.steps(), after.steps()
+    shards = []
+    for chain, chain_after in zip(before.chains, after.chains, strict=True):
+        gone = [step for step in chain.steps if step.key not in new]
+        added = [step for step in chain_after.steps if step.key not in old]
+        if gone or added:
+            first = min(step.link.slice for step in gone + added)
+            purged = tuple(step.key for step in gone)
+            shards.append(ShardImpact(chain.shard, first, len(added), purged))
+    retrained = [step for key, step in new.items() if key not in old]
+    total = sum(len(step.members) for step in old.values())
+    share = sum(len(step.members) for step in retrained) / total if total else 0.0
+    return Impact(
+        shards=tuple(shards),
+        kept=tuple(key for key in old if key in new),
+        retrained=tuple(step.key for step in retrained),
+        retrained_share=share,
+    )

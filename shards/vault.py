@@ -1,0 +1,216 @@
+"""The mutable store of personal data: the only place that holds IDs, content and salts.
+
+One Parquet part per (shard, slice) and ingest, written once, rewritten only to purge. The ledger
+knows each part by file name and digest; a file that no fact names is a left-over and is swept. The
+random salt in every row keeps a part's digest, which stays in the ledger, from confirming a guess
+about the records that were in it.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from shards.digest import bytes_digest, digest, file_digest, keyed
+from shards.errors import IntegrityError
+from shards.files import fsync_directory, storage, write_new
+from shards.keys import Keyring
+from shards.layout import Assignment
+from shards.records import Record
+
+_SCHEMA = pyarrow.schema(
+    [
+        ("tag", pyarrow.binary(32)),
+        ("fingerprint", pyarrow.binary(32)),
+        ("salt", pyarrow.binary(32)),
+        ("id", pyarrow.string()),
+        ("version", pyarrow.int64()),
+        ("subject", pyarrow.string()),
+        ("risk", pyarrow.float64()),
+        ("generation", pyarrow.int64()),
+        ("truncated", pyarrow.bool_()),
+        ("content", pyarrow.string()),
+    ]
+)
+
+
+def record_tag(keys: Keyring, namespace: str, record_id: str, version: int) -> bytes:
+    """Pseudonym (32 bytes) of one version of a record: HMAC under the tag key."""
+    return keyed(keys.tag, "tag", namespace, record_id, version)
+
+
+def record_fingerprint(keys: Keyring, content: str) -> bytes:
+    """Keyed digest (32 bytes) of canonical content."""
+    return keyed(keys.fingerprint, "content", content)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """A record as the vault holds it.
+
+    Attributes:
+        record: the record.
+        tag: its pseudonym.
+        fingerprint: keyed digest of its content.
+        salt: random bytes that die with the record.
+        truncated: its text is longer than the recipe's sequence length.
+    """
+
+    record: Record
+    tag: bytes
+    fingerprint: bytes
+    salt: bytes
+    truncated: bool
+
+    @classmethod
+    def of(cls, record: Record, keys: Keyring, namespace: str, *, truncated: bool) -> StoredRecord:
+        tag = record_tag(keys, namespace, record.id, record.version)
+        return cls(record, tag, record_fingerprint(keys, record.content), os.urandom(32), truncated)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The ledger's name for one Parquet file of the vault."""
+
+    file: str
+    digest: str
+    shard: int
+    slice: int
+    records: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Vault:
+    """Parts under one directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def write(self, places: Mapping[Assignment, Sequence[StoredRecord]]) -> list[Part]:
+        """Write one part per place, durably; nothing refers to them until the ledger does.
+
+        Raises:
+            StorageError: if the file system refuses.
+        """
+        parts = []
+        with storage(f"write records in {self.root}"):
+            for place, records in sorted(places.items(), key=lambda item: (item[0].shard, item[0].slice)):
+                if not records:
+                    continue
+                data = _encode(records)
+                name = f"{place.shard:04d}-{place.slice:06d}-{uuid.uuid4().hex}.parquet"
+                write_new(self.root / name, data)
+                parts.append(Part(name, bytes_digest(data), place.shard, place.slice, len(records)))
+            fsync_directory(self.root)
+        return parts
+
+    def read(self, part: Part) -> list[StoredRecord]:
+        """The records of a part, in tag order.
+
+        Raises:
+            IntegrityError: if the file is missing or not the one the ledger names.
+        """
+        path = self.root / part.file
+        with storage(f"read {path}"):
+            data = path.read_bytes() if path.is_file() else None
+        if data is None or bytes_digest(data) != part.digest:
+            raise IntegrityError(
+                f"{path} with digest {part.digest}",
+                "no file" if data is None else "other bytes",
+                "restore this part of the vault from a backup",
+            )
+        return _decode(data)
+
+    def tags(self, parts: Iterable[Part]) -> dict[bytes, Part]:
+        """Every tag held, and the part that holds it, without reading content."""
+        held: dict[bytes, Part] = {}
+        for part in parts:
+            column = pyarrow.parquet.read_table(self.root / part.file, columns=["tag"]).column("tag")
+            held |= dict.fromkeys(column.to_pylist(), part)
+        return held
+
+    def rewrite_without(self, part: Part, tags: frozenset[bytes]) -> list[Part]:
+        """Write the part's other records anew; none or one part comes back. The old file stays."""
+        kept = [stored for stored in self.read(part) if stored.tag not in tags]
+        return self.write({Assignment(part.shard, part.slice): kept})
+
+    def sweep(self, parts: Iterable[Part]) -> list[str]:
+        """Remove every file that is not one of ``parts``; returns the names removed."""
+        known = {part.file for part in parts}
+        with storage(f"remove superseded parts in {self.root}"):
+            removed = sorted(entry.name for entry in self.root.iterdir() if entry.name not in known)
+            for name in removed:
+                (self.root / name).unlink()
+            if removed:
+                fsync_directory(self.root)
+        return removed
+
+    def damaged(self, parts: Iterable[Part]) -> list[str]:
+        """Names of parts that are missing or hold other bytes than the ledger says."""
+        return [
+            part.file
+            for part in parts
+            if not (self.root / part.file).is_file() or file_digest(self.root / part.file) != part.digest
+        ]
+
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(entry.stat().st_size for entry in self.root.iterdir())
+
+
+def vault_digest(records: Iterable[StoredRecord]) -> str:
+    """Digest (hex) of a set of records: equal wherever the same records survive."""
+    pairs = sorted((stored.tag, stored.fingerprint) for stored in records)
+    return digest("records", *(part for pair in pairs for part in pair)).hex()
+
+
+def _encode(records: Sequence[StoredRecord]) -> bytes:
+    rows = [
+        {
+            "tag": stored.tag,
+            "fingerprint": stored.fingerprint,
+            "salt": stored.salt,
+            "id": stored.record.id,
+            "version": stored.record.version,
+            "subject": stored.record.subject,
+            "risk": stored.record.risk,
+            "generation": stored.record.generation,
+            "truncated": stored.truncated,
+            "content": stored.record.content,
+        }
+        for stored in sorted(records, key=lambda stored: stored.tag)
+    ]
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _decode(data: bytes) -> list[StoredRecord]:
+    table = pyarrow.parquet.read_table(pyarrow.BufferReader(data), schema=_SCHEMA)
+    return [
+        StoredRecord(
+            Record(
+                id=row["id"],
+                content=row["content"],
+                subject=row["subject"],
+                risk=row["risk"],
+                generation=row["generation"],
+                version=row["version"],
+            ),
+            tag=row["tag"],
+            fingerprint=row["fingerprint"],
+            salt=row["salt"],
+            truncated=row["truncated"],
+        )
+        for row in table.to_pylist()
+    ]

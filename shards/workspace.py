@@ -1,0 +1,178 @@
+"""The directories of a run, opened together.
+
+DIR/sisa.yaml        the configuration (read by sisa/config.py)
+DIR/keys/            root.key, signing.key (secret), signing.pub
+DIR/vault/           personal data: Parquet parts
+DIR/store/           checkpoints and what they saw, content-addressed
+DIR/ledger.sqlite    facts, no personal data
+DIR/certificates/    one signed certificate a deletion
+DIR/lock             held by the live driver
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shards import book, lock
+from shards.book import Book, Pinned
+from shards.errors import InputError, IntegrityError, RecipeMismatchError
+from shards.files import storage
+from shards.keys import Keyring, read_keyring
+from shards.layout import ShardLayout
+from shards.ledger import Ledger
+from shards.lineage import unpack_tags
+from shards.plan import Chain, Plan, make_chain, make_plan
+from shards.store import Store
+from shards.vault import Part, StoredRecord, Vault, record_tag
+
+CONFIG_FILE = "sisa.yaml"
+SEEN_FILE = "tags"
+
+
+class Workspace:
+    """One open workspace. Reading needs no lock; whoever writes holds :meth:`driving`."""
+
+    def __init__(self, path: Path, ledger: Ledger, keys: Keyring) -> None:
+        self.path = path
+        self.ledger = ledger
+        self.book = Book(ledger)
+        self.keys = keys
+        self.store = Store(path / "store")
+        self.vault = Vault(path / "vault")
+
+    @classmethod
+    def create(cls, path: Path) -> Workspace:
+        """Make the directories and an empty ledger; the root secret must be there already."""
+        with storage(f"make a workspace in {path}"):
+            for name in ("vault", "store", "certificates"):
+                (path / name).mkdir(mode=0o700)
+        return cls(path, Ledger(path / "ledger.sqlite", create=True), read_keyring(path / "keys"))
+
+    @classmethod
+    def open(cls, path: Path) -> Workspace:
+        """Open an existing workspace.
+
+        Raises:
+            InputError: if ``path`` is not a workspace.
+        """
+        path = path.resolve()
+        if not (path / CONFIG_FILE).is_file():
+            raise InputError(
+                f"a workspace in {path}", f"no {CONFIG_FILE} there", "run `sisa init`, or name another with -w"
+            )
+        workspace = cls(path, Ledger(path / "ledger.sqlite"), read_keyring(path / "keys"))
+        pinned = workspace.book.pinned()
+        if pinned is not None and pinned.keys != workspace.keys.commitment():
+            raise RecipeMismatchError(
+                f"keys with commitment {pinned.keys[:16]} in {path / 'keys'}",
+                f"keys with commitment {workspace.keys.commitment()[:16]}",
+                "restore the root secret that this workspace was made with",
+            )
+        return workspace
+
+    @contextmanager
+    def driving(self) -> Iterator[None]:
+        """Be the workspace's one driver for the duration.
+
+        Raises:
+            LockedError: if another live process is.
+        """
+        with lock.exclusive(self.path / "lock"):
+            yield
+
+    def close(self) -> None:
+        self.ledger.close()
+
+    # -- what is pinned ------------------------------------------------------------------------
+
+    def pinned(self) -> Pinned:
+        """The pinned recipe.
+
+        Raises:
+            InputError: if nothing was ingested yet.
+        """
+        pinned = self.book.pinned()
+        if pinned is None:
+            raise InputError(
+                f"records in {self.path}", "a workspace that has ingested nothing", "run `sisa train` first"
+            )
+        return pinned
+
+    def layout(self) -> ShardLayout:
+        """The layout of the pinned recipe."""
+        return ShardLayout.of_recipe(self.pinned().recipe, self.keys.placement)
+
+    def tag(self, record_id: str, version: int = 1) -> bytes:
+        """The tag of a record ID under this workspace's namespace."""
+        return record_tag(self.keys, self.pinned().namespace, record_id, version)
+
+    # -- records and plans ---------------------------------------------------------------------
+
+    def parts(self, shard: int | None = None) -> list[Part]:
+        return [part for part in self.book.parts() if shard is None or part.shard == shard]
+
+    def survivors(self, shard: int | None = None) -> list[StoredRecord]:
+        """Records that are held and not tombstoned, in tag order."""
+        forgotten = self.book.tombstones()
+        held = [stored for part in self.parts(shard) for stored in self.vault.read(part)]
+        return sorted((stored for stored in held if stored.tag not in forgotten), key=lambda stored: stored.tag)
+
+    def plan(self) -> Plan:
+        """What should be trained, given the records that survive now."""
+        return make_plan(self.survivors(), self.layout(), self.pinned().digest)
+
+    def chain(self, shard: int) -> Chain:
+        """One shard's part of the plan; reads that shard's records only."""
+        return make_chain(shard, self.survivors(shard), self.layout(), self.pinned().digest)
+
+    # -- what checkpoints saw ------------------------------------------------------------------
+
+    def trained_tags(self, seen: str) -> frozenset[bytes]:
+        """Tags trained in one step, from the object a checkpoint fact names."""
+        return unpack_tags(self.store.get(seen)[SEEN_FILE])
+
+    def visible_sets(self) -> dict[str, frozenset[bytes]]:
+        """For every checkpoint ever recorded: all tags trained anywhere in its lineage.
+
+        Raises:
+            IntegrityError: if evidence of what a checkpoint saw is missing.
+        """
+        visible: dict[str, frozenset[bytes]] = {}
+        for stored in self.book.checkpoints():
+            checkpoint = stored.checkpoint
+            parent = checkpoint.link.parent
+            if parent is not None and parent not in visible:
+                raise IntegrityError(
+                    f"a fact for checkpoint {parent}",
+                    f"none, though {checkpoint.key} names it as its parent",
+                    "restore the ledger from a backup",
+                )
+            inherited = visible[parent] if parent is not None else frozenset()
+            visible[checkpoint.key] = inherited | self.trained_tags(checkpoint.seen)
+        return visible
+
+    def referenced_objects(self) -> frozenset[str]:
+        """Objects that must stay: live checkpoints, and what every checkpoint ever saw."""
+        history = self.book.checkpoints()
+        return frozenset(stored.checkpoint.seen for stored in history) | frozenset(
+            stored.checkpoint.files for stored in history if stored.live
+        )
+
+    def sweep(self) -> list[str]:
+        """Remove what killed processes left: files and objects that no fact names."""
+        removed = self.vault.sweep(self.book.parts())
+        for name in sorted(self.store.objects() - self.referenced_objects()):
+            self.store.purge(name)
+            removed.append(name)
+        return removed
+
+    def pin(self, recipe: dict[str, object], digest: str, namespace: str) -> tuple[str, dict[str, object]]:
+        """The fact that pins a recipe."""
+        return book.RECIPE, {
+            "recipe": recipe,
+            "digest": digest,
+            "keys": self.keys.commitment(),
+            "namespace": namespace,
+        }

@@ -1,0 +1,143 @@
+"""The LoRA boundary: the only module of the training path that knows PEFT.
+
+One adapter slot is put over one frozen base per process and given new contents for each step:
+either fresh from a seed or the parent's tensors, in both cases all of them, so that nothing of an
+earlier step can stay. (PEFT's own ``unload`` leaves a *trained* classification head in the base,
+and loading under an existing name silently keeps the old tensors.)
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils.other import ModulesToSaveWrapper
+from safetensors.torch import load, save
+
+from shards.digest import canonical_json
+from shards.errors import ConfigError, IntegrityError
+from sisa.base_model import load_base, quiet_transformers
+from sisa.config import Recipe
+
+_NAME = "default"
+_HEADS = {"classifier", "score"}  # PEFT saves these by itself
+_TASKS = {"classification": TaskType.SEQ_CLS, "causal-lm": TaskType.CAUSAL_LM}
+
+
+def lora_config(recipe: Recipe, base_model: str, missing: frozenset[str]) -> LoraConfig:
+    """PEFT's configuration of a recipe's adapters.
+
+    Args:
+        missing: parameters that the base's files do not hold. Their modules are trained and saved
+            with the adapter, like the classification head that PEFT adds by itself; left in the
+            base they would be random and frozen.
+    """
+    modules = {name.rpartition(".")[0] for name in missing}
+    everything = recipe.target_modules == ("all-linear",)
+    return LoraConfig(
+        task_type=_TASKS[recipe.task],
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,  # type: ignore[arg-type]  # PEFT takes a float, its annotation says int
+        lora_dropout=recipe.lora_dropout,
+        target_modules="all-linear" if everything else list(recipe.target_modules),
+        modules_to_save=sorted(name for name in modules if not _HEADS & set(name.split("."))),
+        base_model_name_or_path=base_model,
+    )
+
+
+class Adapter:
+    """A LoRA adapter (with a classification head) over a frozen base."""
+
+    def __init__(self, recipe: Recipe, base_model: str) -> None:
+        """Load the base and put an adapter slot over it.
+
+        Raises:
+            ConfigError: if the target modules are not in the base.
+        """
+        with quiet_transformers():
+            self._build(recipe, base_model)
+
+    def _build(self, recipe: Recipe, base_model: str) -> None:
+        base, missing = load_base(recipe, base_model)
+        config = lora_config(recipe, base_model, missing)
+        try:
+            self.model: Any = get_peft_model(base, config)
+        except ValueError as error:
+            linear = sorted({name.rpartition(".")[2] for name, module in base.named_modules() if _is_linear(module)})
+            raise ConfigError(
+                f"target_modules that the base model has: {', '.join(linear)}, or all-linear",
+                f"{', '.join(recipe.target_modules)} ({error})",
+                "set target_modules in a new workspace",
+            ) from error
+        self._missing = missing
+        self._config = config
+
+    def reset(self, seed: int) -> None:
+        """Fill the slot with a fresh adapter that depends on ``seed`` alone."""
+        torch.manual_seed(seed)
+        for name, module in self.model.named_modules():
+            if isinstance(module, LoraLayer):
+                module.reset_lora_parameters(_NAME, True)
+            elif isinstance(module, ModulesToSaveWrapper):
+                self._reset_head(name, module)
+
+    def _reset_head(self, name: str, wrapper: Any) -> None:
+        """A head starts as the base has it; what the base does not hold is drawn from the seed."""
+        copy, original = wrapper.modules_to_save[_NAME], wrapper.original_module
+        copy.load_state_dict(original.state_dict())
+        prefix = name.removeprefix("base_model.model.")
+        for inner, module in copy.named_modules():
+            own = [f"{prefix}.{inner}.{p}".replace("..", ".") for p, _ in module.named_parameters(recurse=False)]
+            if any(parameter in self._missing for parameter in own):
+                module.reset_parameters()
+
+    def load(self, weights: bytes) -> None:
+        """Fill the slot with stored tensors.
+
+        Raises:
+            IntegrityError: if they are not exactly this adapter's tensors.
+        """
+        tensors = load(weights)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
+        if shapes != wanted:
+            odd = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
+            raise IntegrityError(
+                f"{len(wanted)} tensors of this recipe's adapter",
+                f"others, for instance {odd[0]}",
+                "run `sisa audit --all`",
+            )
+        set_peft_model_state_dict(self.model, tensors, adapter_name=_NAME)
+
+    def dump(self) -> bytes:
+        """The slot's tensors as safetensors, names as PEFT saves them."""
+        return save({name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()})
+
+    def config_json(self) -> bytes:
+        """``adapter_config.json`` of a PEFT directory; the same bytes every time."""
+        body = self._config.to_dict() | {"inference_mode": True}
+        plain = {key: sorted(value) if isinstance(value, set) else value for key, value in body.items()}
+        return canonical_json(plain) + b"\n"
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The trainable parameters: adapter and head, never the base."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(
+            self.model, adapter_name=_NAME, save_embedding_layers=False
+        )
+        return tensors
+
+
+def _is_linear(module: object) -> bool:
+    return isinstance(module, torch.nn.Linear)
+
+
+@lru_cache(maxsize=1)
+def process_adapter(recipe: Recipe, base_model: str) -> Adapter:
+    """This process's adapter slot: the base is loaded once and kept."""
+    return Adapter(recipe, base_model)

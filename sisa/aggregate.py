@@ -1,0 +1,91 @@
+"""Combine the predictions of the served constituent models.
+
+Classification: the mean of their probabilities (SISA found it better than a vote of labels).
+Causal LM: the mean of their next-token probabilities, token by token, decoded greedily.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from orchestration.executor import WEIGHTS_FILE
+from shards.errors import InputError
+from sisa.adapter import Adapter, process_adapter
+from sisa.base_model import load_tokenizer, pinned_path
+from sisa.determinism import reproducible
+from sisa.encoding import encode_prompt, end_token_id
+from sisa.learner import pad_batch
+from sisa.session import Session
+
+
+def head_weights(session: Session) -> list[bytes]:
+    """The served heads' tensors in shard order, each verified against its digest.
+
+    Raises:
+        InputError: if nothing is served.
+    """
+    manifest = session.workspace.book.manifest()
+    if manifest is None or not manifest.heads:
+        raise InputError("a trained shard", "none is served", "run `sisa train` first")
+    live = session.workspace.book.live()
+    return [session.workspace.store.get(live[head.checkpoint].files)[WEIGHTS_FILE] for head in manifest.heads]
+
+
+def classify(session: Session, inputs: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Label → mean probability, for each input with a ``text``."""
+    recipe = session.recipe
+    heads = head_weights(session)
+    with reproducible(recipe), torch.inference_mode():
+        base = str(pinned_path(recipe, session.options.base_model))
+        tokenizer, adapter = load_tokenizer(recipe, base), process_adapter(recipe, base)
+        adapter.model.eval()
+        rows = [encode_prompt(fields, recipe, tokenizer) for fields in inputs]
+        total = torch.zeros(len(rows), len(recipe.labels), dtype=torch.float64)
+        for weights in heads:
+            adapter.load(weights)
+            for start in range(0, len(rows), recipe.batch_size):
+                batch = pad_batch(rows[start : start + recipe.batch_size], tokenizer.pad_token_id, recipe.device)
+                logits = adapter.model(**batch).logits
+                total[start : start + recipe.batch_size] += logits.double().softmax(-1).cpu()
+        means = (total / len(heads)).tolist()
+    return [dict(zip(recipe.labels, mean, strict=True)) for mean in means]
+
+
+def generate(session: Session, inputs: Sequence[dict[str, Any]]) -> list[str]:
+    """The greedy answer of the ensemble to each input's ``prompt``, ``text`` or ``messages``."""
+    recipe = session.recipe
+    heads = head_weights(session)
+    with reproducible(recipe), torch.inference_mode():
+        base = str(pinned_path(recipe, session.options.base_model))
+        tokenizer, adapter = load_tokenizer(recipe, base), process_adapter(recipe, base)
+        adapter.model.eval()
+        end = end_token_id(recipe, tokenizer)
+        answers = []
+        for fields in inputs:
+            prompt = encode_prompt(fields, recipe, tokenizer)
+            answer = _decode(adapter, heads, prompt, end, session.options.max_new_tokens)
+            answers.append(str(tokenizer.decode(answer, skip_special_tokens=True)))
+    return answers
+
+
+def _decode(adapter: Adapter, heads: Sequence[bytes], prompt: list[int], end: int, limit: int) -> list[int]:
+    """Greedy tokens from the mean distribution; each head reads with a cache of its own."""
+    caches: list[Any] = [None] * len(heads)
+    answer: list[int] = []
+    tokens = torch.tensor([prompt], device=adapter.model.device)
+    while len(answer) < limit:
+        total = torch.zeros((), dtype=torch.float64)
+        for number, weights in enumerate(heads):
+            adapter.load(weights)
+            out = adapter.model(input_ids=tokens, past_key_values=caches[number], use_cache=True)
+            caches[number] = out.past_key_values
+            total = total + out.logits[0, -1].double().softmax(-1).cpu()
+        best = int(total.argmax())
+        if best == end:
+            break
+        answer.append(best)
+        tokens = torch.tensor([[best]], device=adapter.model.device)
+    return answer

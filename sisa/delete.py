@@ -1,0 +1,281 @@
+"""Issue a provable deletion by record ID.
+
+    request ─▶ accept: tombstones + manifest rolled back to the clean prefix, one transaction
+            ─▶ forget: erase from the vault, purge every checkpoint that saw the records
+            ─▶ relearn: reconcile to the smaller plan, swap the manifest again
+            ─▶ certify: ask the law, sign what the stored artefacts say
+
+Forgetting is immediate and does not wait for relearning: should retraining fail, the checkpoints
+that saw the record are gone all the same. Each stage is read from the ledger, so a killed deletion
+is continued by the next ``delete`` or ``train``.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestration.executor import Executor, SliceTrainer
+from orchestration.reconcile import Reconciled, purge, reconcile, served
+from shards import book
+from shards.deletion import DeletionRequest, subject_tag, tombstones
+from shards.errors import InputError, LawViolationError, UnknownRecordError
+from shards.law import check_law
+from shards.plan import Impact, difference, make_plan
+from shards.vault import StoredRecord
+from shards.workspace import Workspace
+from sisa.certificate import certificate_path, issue
+from sisa.session import Report, Session, silent
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What a deletion did, or (``dry_run``) would do.
+
+    Attributes:
+        request_id: of the request that covers the records; None for a dry run.
+        requests: every request that covers one of them (records may have been deleted before).
+        ids: the IDs asked for that are or were held.
+        missing: IDs never held (only with ``ignore_missing``).
+        impact: JSON of the impact.
+        certificate: where the signed certificate lies; None for a dry run.
+        seconds: from call to certificate.
+    """
+
+    request_id: str | None
+    requests: tuple[str, ...]
+    ids: tuple[str, ...]
+    missing: tuple[str, ...]
+    impact: dict[str, Any]
+    certificate: Path | None
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "request_id": self.request_id,
+            "requests": list(self.requests),
+            "ids": list(self.ids),
+            "missing": list(self.missing),
+            "impact": self.impact,
+            "certificate": None if self.certificate is None else str(self.certificate),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a call asks for, looked up."""
+
+    records: tuple[StoredRecord, ...]
+    earlier: tuple[DeletionRequest, ...]
+    ids: tuple[str, ...]
+    missing: tuple[str, ...]
+    subjects: tuple[str, ...]
+
+
+def delete(
+    session: Session,
+    ids: Sequence[str] = (),
+    subjects: Sequence[str] = (),
+    *,
+    request_id: str | None = None,
+    dry_run: bool = False,
+    ignore_missing: bool = False,
+    executor: Executor | None = None,
+    trainer: SliceTrainer | None = None,
+    report: Report = silent,
+) -> Deleted:
+    """Delete records by ID or subject: forget, relearn, certify.
+
+    A record deleted before is no error; the request that did it is named.
+
+    Args:
+        session: an open session.
+        ids: record IDs.
+        subjects: all records of these subjects.
+        request_id: the caller's name for the request; made up if None.
+        dry_run: only compute the impact.
+        ignore_missing: leave out IDs and subjects that were never held.
+        executor, trainer: in place of those that the configuration names.
+        report: told of every step that ends.
+
+    Raises:
+        UnknownRecordError: naming the IDs or subjects that were never held; nothing was deleted.
+        LockedError: if another process drives the workspace.
+        OperationError: if retraining failed; forgetting is done, and the next run continues.
+    """
+    started = time.monotonic()
+    if not ids and not subjects:
+        raise InputError("IDs or subjects to delete", "none", "name them with --id, --ids-file or --subject")
+    if dry_run:
+        target = _look_up(session, ids, subjects, ignore_missing)
+        impact = planned_impact(session.workspace, target.records).to_json()
+        return Deleted(None, (), target.ids, target.missing, impact, None, time.monotonic() - started)
+    trainer = trainer or session.trainer()
+    with session.workspace.driving():
+        target = _look_up(session, ids, subjects, ignore_missing)
+        _refuse_reused(session.workspace, request_id, target)
+        covering = list(target.earlier)
+        if target.records:
+            covering.append(accept(session.workspace, target.records, target.subjects, request_id))
+        unfinished = {request.request_id for request in session.workspace.book.unfinished()}
+        if unfinished & {request.request_id for request in covering}:
+            finish_requests(session, executor or session.executor(), trainer, report)
+    if not covering:  # only possible with ignore_missing
+        nothing: dict[str, Any] = {"shards": [], "retrained_share": 0.0}
+        return Deleted(None, (), target.ids, target.missing, nothing, None, time.monotonic() - started)
+    return Deleted(
+        request_id=covering[-1].request_id,
+        requests=tuple(request.request_id for request in covering),
+        ids=target.ids,
+        missing=target.missing,
+        impact=covering[-1].impact,
+        certificate=certificate_path(session.workspace, covering[-1].request_id),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _look_up(session: Session, ids: Sequence[str], subjects: Sequence[str], ignore_missing: bool) -> _Target:
+    workspace = session.workspace
+    namespace = workspace.pinned().namespace
+    survivors = workspace.survivors()
+    by_id = {stored.record.id: stored for stored in survivors}
+    hit: dict[str, StoredRecord] = {}
+    earlier: dict[str, DeletionRequest] = {}
+    known: list[str] = []
+    missing: list[str] = []
+    for record_id in dict.fromkeys(ids):
+        before = workspace.book.request_of(workspace.tag(record_id).hex())
+        if record_id in by_id:
+            hit[record_id] = by_id[record_id]
+        elif before is not None:
+            earlier[before.request_id] = before
+        else:
+            missing.append(record_id)
+            continue
+        known.append(record_id)
+    tags = {subject: subject_tag(workspace.keys, namespace, subject).hex() for subject in subjects}
+    for subject, tag in tags.items():
+        owned = {stored.record.id: stored for stored in survivors if stored.record.subject == subject}
+        done = [request for _, request in workspace.book.requests() if tag in request.subjects]
+        if not owned and not done:
+            missing.append(subject)
+        hit |= owned
+        earlier |= {request.request_id: request for request in done}
+        known += owned
+    if missing and not ignore_missing:
+        raise UnknownRecordError(
+            f"IDs and subjects that {workspace.path} holds or held",
+            f"never held: {', '.join(map(repr, missing))}",
+            "correct them, or leave them out with --ignore-missing; nothing was deleted",
+        )
+    return _Target(
+        records=tuple(hit.values()),
+        earlier=tuple(earlier.values()),
+        ids=tuple(dict.fromkeys(known)),
+        missing=tuple(missing),
+        subjects=tuple(tag for subject, tag in tags.items() if subject not in missing),
+    )
+
+
+def _refuse_reused(workspace: Workspace, request_id: str | None, target: _Target) -> None:
+    """The same request ID may be repeated for the same records only."""
+    if request_id is None:
+        return
+    if not request_id or not all(letter.isalnum() or letter in "-_." for letter in request_id) or request_id[0] == ".":
+        raise InputError("a request ID of letters, digits, '-', '_' and '.'", repr(request_id), "choose another")
+    if request_id not in {request.request_id for _, request in workspace.book.requests()}:
+        return
+    if target.records or request_id not in {request.request_id for request in target.earlier}:
+        raise InputError(
+            f"a new request, or the records of request {request_id} again",
+            f"request {request_id} exists and covers other records",
+            "choose another --request-id",
+        )
+
+
+def planned_impact(workspace: Workspace, records: Sequence[StoredRecord]) -> Impact:
+    """What deleting ``records`` does to the plan. This is a read-only operation."""
+    gone = {stored.tag for stored in records}
+    before = workspace.plan()
+    rest = [stored for stored in workspace.survivors() if stored.tag not in gone]
+    return difference(before, make_plan(rest, workspace.layout(), before.recipe))
+
+
+def accept(
+    workspace: Workspace, records: Sequence[StoredRecord], subjects: Sequence[str], request_id: str | None
+) -> DeletionRequest:
+    """Make the tombstones durable and roll the served manifest back, in one transaction.
+
+    From here on the records are forgotten: nothing served saw them.
+    """
+    gone = {stored.tag for stored in records}
+    survivors = [stored for stored in workspace.survivors() if stored.tag not in gone]
+    plan = make_plan(survivors, workspace.layout(), workspace.pinned().digest)
+    current = workspace.book.manifest()
+    request = DeletionRequest(
+        request_id=request_id or f"req-{uuid.uuid4().hex[:16]}",
+        tags=tuple(sorted(tag.hex() for tag in gone)),
+        tombstones=tombstones(records, workspace.keys, workspace.pinned().namespace),
+        subjects=tuple(subjects),
+        before={} if current is None else current.to_json(),
+        impact=planned_impact(workspace, records).to_json(),
+    )
+    prefix = served(workspace, plan)
+    workspace.ledger.append([(book.REQUEST, request.to_json()), (book.MANIFEST, prefix.to_json())])
+    return request
+
+
+def finish_requests(session: Session, executor: Executor, trainer: SliceTrainer, report: Report) -> Reconciled:
+    """Forget, relearn and certify for every accepted request, and train what else is missing.
+
+    The caller drives the workspace.
+    """
+    workspace = session.workspace
+    pending = workspace.book.unfinished()
+    if pending:
+        _forget(workspace, tuple(request.request_id for request in pending))
+    reconciled = reconcile(workspace, executor, trainer, report)
+    if pending:
+        completing = frozenset(request.request_id for request in pending)
+        failed = [check for check in check_law(workspace, completing=completing) if check.outcome != "passed"]
+        if failed:
+            raise LawViolationError(
+                f"the law to hold before signing: {failed[0].name}",
+                failed[0].detail,
+                "nothing was certified; run `sisa audit --all` and report this",
+            )
+        for request in pending:
+            issue(session, request)
+    return reconciled
+
+
+def _forget(workspace: Workspace, request_ids: tuple[str, ...]) -> None:
+    """Erase tombstoned records from the vault, then purge every checkpoint that saw one."""
+    forgotten = workspace.book.tombstones()
+    held = workspace.vault.tags(workspace.book.parts())
+    hit = {part.file: part for tag, part in held.items() if tag in forgotten}
+    if hit:
+        added = [new for part in hit.values() for new in workspace.vault.rewrite_without(part, forgotten)]
+        workspace.ledger.append(
+            [
+                (
+                    book.ERASURE,
+                    {
+                        "added": [part.to_json() for part in added],
+                        "removed": sorted(hit),
+                        "digests": sorted(part.digest for part in hit.values()),
+                        "requests": list(request_ids),
+                        "method": "rewrite and unlink",
+                    },
+                )
+            ]
+        )
+    visible = workspace.visible_sets()
+    stained = frozenset(key for key in workspace.book.live() if visible[key] & forgotten)
+    purge(workspace, stained, request_ids)
+    workspace.sweep()

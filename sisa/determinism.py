@@ -1,0 +1,82 @@
+"""Seeds, switches and the environment class: when the same step gives the same bits."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+from shards.digest import derive
+from sisa.config import Recipe
+
+_LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+_SWITCHES = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
+
+
+@lru_cache
+def environment_facts(device: str) -> dict[str, str]:
+    """What can change bits and is not in the recipe: libraries, processor, maths switches.
+
+    Processes with equal facts are of one environment class; bitwise claims hold within it.
+    """
+    import torch
+
+    facts = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    facts |= {"machine": platform.machine(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+    facts |= {"cpu_vendor": _cpu_vendor()} | {name: os.environ.get(name, "") for name in _SWITCHES}
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        facts |= {
+            "gpu": properties.name,
+            "gpu_processors": str(properties.multi_processor_count),
+            "cuda": str(torch.version.cuda),
+            "cudnn": str(torch.backends.cudnn.version()),
+            "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""),
+        }
+    return facts
+
+
+def _cpu_vendor() -> str:
+    """The maths libraries choose kernels by vendor as well as by instruction set."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")
+    except OSError:
+        return platform.processor()
+
+
+def seed_number(seed: bytes, purpose: str) -> int:
+    """A generator seed (63 bits) for one purpose within a step."""
+    return int.from_bytes(derive(seed, purpose)[:8], "big") >> 1
+
+
+@contextmanager
+def reproducible(recipe: Recipe) -> Iterator[None]:
+    """Strict determinism and the recipe's threads inside; the caller's switches and RNG after.
+
+    Set in every step, because a reused worker process keeps whatever the last one left.
+    """
+    if recipe.device == "cuda":  # must be in place before CUDA starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    threads = torch.get_num_threads()
+    strict = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if recipe.device == "cuda" else []):
+        torch.set_num_threads(recipe.threads)
+        torch.use_deterministic_algorithms(True)
+        # Filling fresh memory finds reads of it; it changes no result and costs time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(strict)
+            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32

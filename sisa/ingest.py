@@ -1,0 +1,141 @@
+"""Take in new records: all of a file or none, with nothing trained."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shards import book
+from shards.errors import InputError, RecordError
+from shards.layout import Assignment, ShardLayout
+from shards.records import Incoming, Record, read_records
+from shards.vault import StoredRecord, record_tag
+from sisa.base_model import load_tokenizer
+from sisa.encoding import encode
+from sisa.session import Session
+
+_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """What an ingest did, in records.
+
+    Attributes:
+        added: taken in.
+        unchanged: held already with the same content.
+        tombstoned: left out because they were deleted.
+        truncated: taken in, and longer than the recipe's sequence length.
+    """
+
+    added: int
+    unchanged: int
+    tombstoned: int
+    truncated: int
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def ingest(session: Session, data: Sequence[Path] = (), *, strict: bool = False) -> Ingested:
+    """Take in what is new in ``data`` (the registered files if none are named).
+
+    Args:
+        session: an open session; it becomes the workspace's driver.
+        data: files to read.
+        strict: refuse tombstoned records instead of leaving them out.
+
+    Raises:
+        RecordError: if any record is wrong; nothing is ingested then.
+    """
+    with session.workspace.driving():
+        session.workspace.sweep()
+        return take_in(session, data, strict=strict)
+
+
+def take_in(session: Session, data: Sequence[Path], *, strict: bool) -> Ingested:
+    """:func:`ingest` for a caller that drives the workspace already."""
+    workspace, recipe = session.workspace, session.recipe
+    files = list(data) or [Path(name) for name in session.options.data]
+    if not files:
+        raise InputError("data files", "none registered in sisa.yaml and none named", "name some with --data")
+    incoming = read_records(files, recipe.task, columns=session.options.columns, labels=recipe.labels or None)
+    forgotten = workspace.book.tombstones()
+    held = {stored.record.id: stored for stored in workspace.survivors()}
+    generation = workspace.book.next_generation()
+
+    new: list[StoredRecord] = []
+    problems: list[str] = []
+    unchanged = tombstoned = 0
+    for item in incoming:
+        tag = record_tag(workspace.keys, recipe.namespace, item.record.id, item.record.version)
+        if tag in forgotten:
+            tombstoned += 1
+            if strict:
+                problems.append(f"{item.where}: ID {item.record.id!r} was deleted and may not return (--strict)")
+        elif item.record.id in held:
+            unchanged += 1
+            difference = _difference(item, held[item.record.id].record)
+            if difference:
+                problems.append(
+                    f"{item.where}: ID {item.record.id!r} is held with another {difference}; see `sisa update`"
+                )
+        else:
+            record = item.record if item.declared else replace(item.record, generation=generation)
+            problem, truncated = _lesson_of(record, session)
+            if problem:
+                problems.append(f"{item.where}: ID {record.id!r}: {problem}")
+            new.append(StoredRecord.of(record, workspace.keys, recipe.namespace, truncated=truncated))
+    if problems:
+        more = f"\n         and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise RecordError(
+            "records that can all be taken in",
+            f"{len(problems)} problem(s):" + "".join(f"\n         {problem}" for problem in problems[:_SHOWN]) + more,
+            "mend the lines named; nothing was ingested",
+        )
+    ingested = Ingested(len(new), unchanged, tombstoned, sum(stored.truncated for stored in new))
+    _commit(session, new, ingested)
+    return ingested
+
+
+def _difference(item: Incoming, held: Record) -> str:
+    """The first attribute in which an incoming record differs from the held one, or nothing."""
+    for name in ("content", "subject", "risk", "version", *(["generation"] if item.declared else [])):
+        if getattr(item.record, name) != getattr(held, name):
+            return name
+    return ""
+
+
+def _lesson_of(record: Record, session: Session) -> tuple[str, bool]:
+    """(problem or nothing, truncated) of a record that is to be trained."""
+    example = encode(record, session.recipe, load_tokenizer(session.recipe, session.options.base_model))
+    if not example.tokens or not example.trainable:
+        where = f" within max_length={session.recipe.max_length}" if example.truncated else ""
+        return f"no token to train{where}", example.truncated
+    return "", example.truncated
+
+
+def _commit(session: Session, new: Sequence[StoredRecord], ingested: Ingested) -> None:
+    """Parts first, then one transaction that pins the recipe (once) and names the parts."""
+    if not new:
+        return
+    workspace, recipe = session.workspace, session.recipe
+    layout = ShardLayout.of_recipe(recipe.to_json(), workspace.keys.placement)
+    places: dict[Assignment, list[StoredRecord]] = defaultdict(list)
+    for stored in new:
+        places[layout.place(stored.record)].append(stored)
+    parts = workspace.vault.write(places)
+    facts: list[tuple[str, dict[str, Any]]] = []
+    if workspace.book.pinned() is None:
+        facts.append(workspace.pin(recipe.to_json(), recipe.digest, recipe.namespace))
+    body = {
+        "counts": ingested.to_json(),
+        "last_generation": max(stored.record.generation for stored in new),
+        "added": [part.to_json() for part in parts],
+        "removed": [],
+    }
+    facts.append((book.INGEST, body))
+    workspace.ledger.append(facts)

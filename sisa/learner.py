@@ -1,0 +1,126 @@
+"""The slice step: parent state + ordered records + recipe → new adapter state. Read this file first.
+
+    lesson.passes ──▶ tokens ──▶ batches ──▶ AdamW updates of the adapter ──▶ safetensors
+    lesson.parent ──▶ adapter (or fresh from lesson.seed)
+
+The step sees its recipe, its parent's tensors and its visible records; nothing else. The optimiser
+starts afresh in each step, and the course of the learning rate spans exactly one step, so both
+depend on the step's own records only. Every random draw (adapter, head, dropout) comes from the
+step's seed, set here, in whatever process this runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from orchestration.executor import WEIGHTS_FILE, Lesson
+from sisa.base_model import load_tokenizer
+from sisa.config import Recipe
+from sisa.determinism import environment_facts, reproducible, seed_number
+from sisa.encoding import IGNORED, Example, encode
+
+CONFIG_FILE = "adapter_config.json"
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraTrainer:
+    """Trains LoRA adapters with PEFT; a picklable value that loads its base where it runs.
+
+    Attributes:
+        recipe: what to do.
+        base_model: where the frozen base lies.
+    """
+
+    recipe: Recipe
+    base_model: str
+
+    def environment(self) -> dict[str, str]:
+        return dict(environment_facts(self.recipe.device))
+
+    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+        """One slice step; returns the files of a PEFT directory."""
+        with reproducible(self.recipe):
+            import torch
+            from transformers import get_scheduler
+
+            from sisa.adapter import process_adapter
+
+            tokenizer = load_tokenizer(self.recipe, self.base_model)
+            adapter = process_adapter(self.recipe, self.base_model)
+            if lesson.parent is None:
+                adapter.reset(seed_number(lesson.seed, "adapter"))
+            else:
+                adapter.load(lesson.parent)
+            torch.manual_seed(seed_number(lesson.seed, "dropout"))
+            parameters = adapter.parameters()
+            optimiser = torch.optim.AdamW(
+                parameters, lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay, fused=True
+            )
+            updates = self._updates(lesson)
+            schedule = get_scheduler(
+                self.recipe.schedule if self.recipe.schedule != "constant" else "constant_with_warmup",
+                optimiser,
+                num_warmup_steps=self.recipe.warmup_updates,
+                num_training_steps=updates,
+            )
+            adapter.model.train()
+            for group in self._groups(lesson, tokenizer):
+                optimiser.zero_grad(set_to_none=True)
+                for batch in group:
+                    loss = mean_loss(adapter.model, batch, self.recipe, tokenizer.pad_token_id)
+                    (loss / len(group)).backward()
+                torch.nn.utils.clip_grad_norm_(parameters, self.recipe.max_grad_norm)
+                optimiser.step()
+                schedule.step()
+            adapter.model.eval()
+            return {WEIGHTS_FILE: adapter.dump(), CONFIG_FILE: adapter.config_json()}
+
+    def _updates(self, lesson: Lesson) -> int:
+        """Optimiser updates of a step: a function of how many records it sees."""
+        per_update = self.recipe.batch_size * self.recipe.accumulation
+        return sum(-(-len(records) // per_update) for records in lesson.passes)
+
+    def _groups(self, lesson: Lesson, tokenizer: Any) -> Iterator[Sequence[Sequence[Example]]]:
+        """The batches of one update after the other, pass by pass."""
+        # Tokens live as long as the step and no longer: a token cache would outlive a deletion.
+        examples = {record.id: encode(record, self.recipe, tokenizer) for record in lesson.passes[0]}
+        for records in lesson.passes:
+            batches = _chunks([examples[record.id] for record in records], self.recipe.batch_size)
+            yield from _chunks(batches, self.recipe.accumulation)
+
+
+def _chunks(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def mean_loss(model: Any, batch: Sequence[Example], recipe: Recipe, pad: int) -> Any:
+    """Cross-entropy of one batch: mean over records (classification) or trained tokens (causal LM)."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    inputs = pad_batch([example.tokens for example in batch], pad, recipe.device)
+    logits = model(**inputs).logits.float()
+    if recipe.task == "classification":
+        targets = torch.tensor([example.targets[0] for example in batch], device=recipe.device)
+        return cross_entropy(logits, targets)
+    width = logits.shape[1]
+    padded = [[*example.targets, *[IGNORED] * (width - len(example.targets))] for example in batch]
+    targets = torch.tensor(padded, device=recipe.device)
+    return cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED)
+
+
+def pad_batch(rows: Sequence[Sequence[int]], pad: int, device: str) -> dict[str, Any]:
+    """``input_ids`` and ``attention_mask`` (int64, records x longest), padded on the right."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = [[*row, *[pad] * (width - len(row))] for row in rows]
+    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }

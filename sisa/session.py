@@ -1,0 +1,98 @@
+"""A workspace opened together with its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestration.executor import Executor, SliceTrainer
+from orchestration.inline import InlineExecutor
+from orchestration.reconcile import Progress
+from shards.errors import MissingDependencyError, RecipeMismatchError
+from shards.workspace import Workspace
+from sisa.config import Recipe, RunOptions, parse_overrides, read_settings
+
+Report = Callable[[Progress], None]
+
+
+def silent(_: Progress) -> None:
+    """A progress report that nobody reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What every flow works on.
+
+    Attributes:
+        workspace: facts, records, checkpoints.
+        recipe: what is pinned, or will be at the first ingest.
+        options: how to run.
+    """
+
+    workspace: Workspace
+    recipe: Recipe
+    options: RunOptions
+
+    def trainer(self) -> SliceTrainer:
+        """The trainer of this recipe, once its base is known to be the pinned one."""
+        from sisa.base_model import pinned_path, require_train_extra
+        from sisa.learner import LoraTrainer
+
+        require_train_extra()
+        path = pinned_path(self.recipe, self.options.base_model)
+        return LoraTrainer(self.recipe, str(path))
+
+    def executor(self) -> Executor:
+        """The executor that the options name."""
+        if self.options.executor == "inline":
+            return InlineExecutor()
+        try:
+            from orchestration.ray_executor import RayExecutor
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                "the package ray for --executor ray", "none", "pip install 'sisa[train]', or use --executor inline"
+            ) from error
+        return RayExecutor(
+            workers=self.options.workers,
+            address=self.options.ray_address,
+            gpus_per_worker=1 if self.recipe.device == "cuda" else 0,
+        )
+
+
+@contextmanager
+def open_session(path: Path, overrides: Iterable[str] = (), **options: Any) -> Iterator[Session]:
+    """Open a workspace and its configuration.
+
+    Args:
+        path: the workspace.
+        overrides: ``key=value`` texts, as given to ``--set``.
+        **options: run options that are not None override the file too.
+
+    Raises:
+        InputError: if there is no workspace, or its configuration is wrong.
+        RecipeMismatchError: if the recipe is not the pinned one.
+    """
+    workspace = Workspace.open(path)
+    try:
+        given = {name: value for name, value in options.items() if value is not None}
+        settings = read_settings(workspace.path, {**parse_overrides(overrides), **given})
+        _refuse_other_recipe(workspace, settings.recipe)
+        yield Session(workspace, settings.recipe, settings.options)
+    finally:
+        workspace.close()
+
+
+def _refuse_other_recipe(workspace: Workspace, recipe: Recipe) -> None:
+    pinned = workspace.book.pinned()
+    if pinned is None or pinned.digest == recipe.digest:
+        return
+    now = recipe.to_json()
+    keys = [key for key in now.keys() | pinned.recipe.keys() if now.get(key) != pinned.recipe.get(key)]
+    raise RecipeMismatchError(
+        "the recipe pinned at the first ingest: " + ", ".join(f"{k}={pinned.recipe.get(k)}" for k in sorted(keys)),
+        ", ".join(f"{key}={now.get(key)}" for key in sorted(keys)),
+        "put sisa.yaml back, or make a new workspace for another recipe",
+    )

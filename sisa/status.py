@@ -1,0 +1,63 @@
+"""What a workspace holds and serves. This is a read-only operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shards.layout import ShardLayout
+from shards.plan import make_plan
+from sisa.session import Session
+
+
+def status(session: Session) -> dict[str, Any]:
+    """The ``status`` JSON document."""
+    workspace = session.workspace
+    layout = ShardLayout.of_recipe(session.recipe.to_json(), workspace.keys.placement)
+    survivors = workspace.survivors()
+    plan = make_plan(survivors, layout, session.recipe.digest)
+    manifest = workspace.book.manifest()
+    live = workspace.book.live()
+    done = workspace.book.certificates()
+    shards = []
+    for chain in plan.chains:
+        head = None if manifest is None else manifest.head(chain.shard)
+        shards.append(
+            {
+                "shard": chain.shard,
+                "records": sum(step.own for step in chain.steps),
+                "slices": [
+                    {
+                        "slice": step.link.slice,
+                        "records": step.own,
+                        "checkpoint": step.key if step.key in live else None,
+                    }
+                    for step in chain.steps
+                ],
+                "head": None
+                if head is None
+                else {
+                    "checkpoint": head.checkpoint,
+                    "slice": live[head.checkpoint].link.slice,
+                    "tensor_digest": head.tensors,
+                    "adapter_dir": str(workspace.store.path(live[head.checkpoint].files)),
+                },
+            }
+        )
+    return {
+        "manifest_generation": None if manifest is None else manifest.generation,
+        "manifest_digest": None if manifest is None else manifest.digest,
+        "recipe_digest": session.recipe.digest,
+        "records": len(survivors),
+        "shards": shards,
+        "requests": [
+            {
+                "request_id": request.request_id,
+                "state": "completed" if request.request_id in done else "accepted",
+                "records": len(request.tags),
+                "accepted": fact.created,
+                "completed": done[request.request_id].created if request.request_id in done else None,
+            }
+            for fact, request in workspace.book.requests()
+        ],
+        "storage_bytes": workspace.store.size() + workspace.vault.size() + workspace.ledger.path.stat().st_size,
+    }

@@ -1,0 +1,269 @@
+"""Check a deletion certificate, offline, without torch or ray (a replay needs them).
+
+What can be checked grows with what is at hand:
+
+    the file              V0  shape and version; V1 lineages hash to their keys
+    + --public-key        V1  origin
+    + -w WORKSPACE        V1  history and heads on disk; V2 absence from every live training set
+    + --replay affected   V3  the hit shards, trained anew, give the same bits
+    + --replay full       V4  so do all shards
+
+Every check is reported as passed, failed or not checked; they are never merged into one word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import FormatError
+
+from shards.checks import Check, judged, unchecked
+from shards.digest import bytes_digest, parse_json, tensor_digest
+from shards.errors import InputError, IntegrityError, SisaError
+from shards.law import check_law
+from shards.lineage import Link, check_chain
+from shards.manifest import ModelManifest
+from shards.workspace import Workspace
+from sisa.certificate import PREDICATE_TYPE, STATEMENT_TYPE
+from sisa.signing import PAYLOAD_TYPE, PUBLIC_FILE, read_public_key, verify_signature
+
+MAX_BYTES = 256 * 2**20
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+ReplayScope = Literal["affected", "full"]
+Replayer = Callable[[Workspace, list[int], str], list[Check]]
+
+
+def verify(
+    certificate: Path,
+    *,
+    public_key: Path | None = None,
+    workspace: Path | None = None,
+    replay: ReplayScope | None = None,
+    replayer: Replayer | None = None,
+) -> list[Check]:
+    """Every check of a certificate that the given evidence allows.
+
+    Args:
+        certificate: the file.
+        public_key: the operator's key, got from the operator by another way than this file.
+        workspace: to compare with what is stored.
+        replay: train the hit shards, or all, anew.
+        replayer: does it; required with ``replay``.
+
+    Raises:
+        InputError: if a file cannot be read, or ``replay`` has no workspace.
+    """
+    data = _read(certificate)
+    if replay is not None and (workspace is None or replayer is None):
+        raise InputError("a workspace to replay", "none", "name it with -w")
+    try:
+        envelope, predicate, shape = _parse(data)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FormatError) as error:
+        return [judged("V0", "the file is a deletion certificate", [f"{type(error).__name__}: {error}"], "")]
+    signature, origin = _signature(envelope, predicate, public_key, workspace)
+    checks = [shape, signature, origin]
+    if signature.outcome == "failed":
+        return [*checks, unchecked("V1", "everything the certificate says", "its signature is not valid")]
+    try:
+        checks += _document(predicate)
+    except (ValueError, KeyError, TypeError, AttributeError, SisaError) as error:
+        return [
+            *checks,
+            judged("V0", "the certificate's fields fit together", [f"{type(error).__name__}: {error}"], ""),
+        ]
+    checks.append(unchecked("V2", "the tags belong to the requested IDs", "needs the tag key or an ingestion receipt"))
+    if workspace is None:
+        return [*checks, unchecked("V2", "the workspace is as certified", "no workspace given (-w)")]
+    opened = Workspace.open(workspace)
+    try:
+        checks += _against_workspace(opened, data, predicate)
+        if replay is not None and replayer is not None:
+            checks += _replayed(opened, predicate, replay, replayer)
+        else:
+            checks.append(unchecked("V3", "the training, run anew, gives the same bits", "no --replay asked for"))
+    finally:
+        opened.close()
+    return checks
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as handle:
+            data = handle.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"a readable file {path}", str(error.strerror), "check the path") from error
+    if len(data) > MAX_BYTES:
+        raise InputError(f"a certificate of at most {MAX_BYTES} bytes", "a larger file", "check the path")
+    return data
+
+
+def _parse(data: bytes) -> tuple[Envelope, dict[str, Any], Check]:
+    """The envelope, the predicate in it, and the check of its shape. The signature is not looked at."""
+    envelope = Envelope.from_dict(parse_json(data))
+    if envelope.payload_type != PAYLOAD_TYPE:
+        raise ValueError(f"payload type {envelope.payload_type!r}, expected {PAYLOAD_TYPE!r}")
+    statement = parse_json(envelope.payload)
+    if statement["_type"] != STATEMENT_TYPE:
+        raise ValueError(f"statement type {statement['_type']!r}, expected {STATEMENT_TYPE!r}")
+    if statement["predicateType"] != PREDICATE_TYPE or statement["predicate"]["version"] != 1:
+        raise ValueError(f"predicate {statement['predicateType']!r}, expected {PREDICATE_TYPE!r} version 1")
+    predicate: dict[str, Any] = statement["predicate"] | {"subject": statement["subject"]}
+    shape = judged("V0", "the file is a deletion certificate", [], f"{PREDICATE_TYPE}, {len(data)} bytes")
+    return envelope, predicate, shape
+
+
+def _signature(
+    envelope: Envelope, predicate: dict[str, Any], public_key: Path | None, workspace: Path | None
+) -> tuple[Check, Check]:
+    """Is it signed, and is it known by whom? A key inside the file shows integrity, never origin."""
+    origin_name = "it was signed by the operator"
+    if public_key is not None:
+        pem = _read(public_key)
+        origin = judged("V1", origin_name, [], f"key {public_key.name}, given by the caller")
+    elif workspace is not None:
+        pem = _read(workspace / "keys" / PUBLIC_FILE)
+        origin = unchecked("V1", origin_name, "the key was taken from the workspace itself (--public-key F)")
+    else:
+        pem = str(predicate["issuer"]["public_key"]).encode()
+        origin = unchecked("V1", origin_name, "the key was taken from the certificate itself (--public-key F)")
+    valid = verify_signature(envelope, read_public_key(pem))
+    problems = [] if valid else ["no signature by this key over these bytes: wrong key, or edited"]
+    signature = judged("V1", "the signature is valid", problems, f"Ed25519, key SHA-256 {bytes_digest(pem)[:16]}")
+    return signature, origin if valid else unchecked("V1", origin_name, "the signature is not valid")
+
+
+def _document(predicate: dict[str, Any]) -> list[Check]:
+    """What the certificate's own fields must satisfy together."""
+    after = ModelManifest.from_json(predicate["after"])
+    ends: dict[int, tuple[str, str]] = {}
+    keys: set[str] = set()
+    problems: list[str] = []
+    for lineage in predicate["lineages"]:
+        try:
+            links = [
+                Link.from_json({name: body[name] for name in (*Link.__slots__, "key")}) for body in lineage["links"]
+            ]
+        except IntegrityError as error:
+            problems.append(f"shard {lineage['shard']}: {error.expected}, found {error.found}")
+            continue
+        problems += check_chain(links, predicate["recipe"], lineage["shard"])
+        keys |= {link.key for link in links}
+        if links:
+            ends[lineage["shard"]] = (links[-1].key, lineage["links"][-1]["tensors"])
+    lineages = judged("V1", "every lineage is whole and hashes to its keys", problems, f"{len(keys)} checkpoints")
+    heads = {head.shard: (head.checkpoint, head.tensors) for head in after.heads}
+    wrong = [f"shard {shard}" for shard in heads.keys() | ends.keys() if heads.get(shard) != ends.get(shard)]
+    named = {item["name"]: item["digest"]["sha256"] for item in predicate["subject"]}
+    expected = {"manifest": after.digest} | {f"shard-{shard}": tensors for shard, (_, tensors) in heads.items()}
+    wrong += [name for name in named.keys() | expected.keys() if named.get(name) != expected.get(name)]
+    if after.digest != predicate["after"]["digest"]:
+        wrong.append("manifest digest")
+    gone = sorted(set(predicate["purged"]) & keys)
+    lost = sorted(keys ^ (set(predicate["kept"]) | set(predicate["retrained"])))
+    return [
+        lineages,
+        judged("V1", "heads, subjects and lineages agree", wrong, f"{len(heads)} heads"),
+        judged(
+            "V1",
+            "no purged checkpoint is in a served lineage",
+            [f"{key[:12]} is" for key in gone] + [f"{key[:12]} is neither kept nor retrained" for key in lost],
+            f"{len(predicate['purged'])} purged, {len(predicate['kept'])} kept, {len(predicate['retrained'])} retrained",
+        ),
+    ]
+
+
+def _against_workspace(workspace: Workspace, data: bytes, predicate: dict[str, Any]) -> list[Check]:
+    request_id = predicate["request"]["id"]
+    pinned = workspace.pinned()
+    recorded = workspace.book.certificates().get(request_id)
+    problems = []
+    if (pinned.digest, pinned.keys) != (predicate["recipe"], predicate["keys"]):
+        problems.append("it is about another recipe or other keys")
+    if recorded is None or recorded.body["digest"] != bytes_digest(data):
+        problems.append("the ledger does not name these bytes")
+    tombstones = {tag.hex() for tag in workspace.book.tombstones()}
+    missing = sorted(set(predicate["request"]["tombstones"]) - tombstones)
+    forgotten = {bytes.fromhex(tag) for tag in predicate["request"]["tombstones"]}
+    checks = [
+        judged("V1", "the workspace's ledger names this certificate", problems, f"request {request_id}"),
+        _heads_on_disk(workspace, predicate),
+        judged(
+            "V2",
+            "the request's tombstones hold",
+            [f"tombstone {tag[:12]} is gone" for tag in missing],
+            f"{len(forgotten)} tags",
+        ),
+        _absence(workspace, forgotten),
+        _records(workspace),
+    ]
+    return checks + [Check("V2", check.name, check.outcome, check.detail) for check in check_law(workspace)]
+
+
+def _heads_on_disk(workspace: Workspace, predicate: dict[str, Any]) -> Check:
+    """Tensors on disk, hashed now, against the certificate; a shard that moved on is not compared."""
+    name = "heads on disk are the heads certified"
+    certified = ModelManifest.from_json(predicate["after"])
+    current = workspace.book.manifest()
+    live = workspace.book.live()
+    problems, compared, moved = [], 0, []
+    for head in certified.heads:
+        now = current.head(head.shard) if current is not None else None
+        if current is not None and current.generation > certified.generation and (now is None or now != head):
+            moved.append(head.shard)
+            continue
+        compared += 1
+        if head.checkpoint not in live:
+            problems.append(f"shard {head.shard}: checkpoint {head.checkpoint[:12]} is not stored")
+            continue
+        weights = workspace.store.path(live[head.checkpoint].files) / WEIGHTS_FILE
+        try:
+            found = tensor_digest(weights.read_bytes())
+        except (OSError, ValueError) as error:
+            problems.append(f"shard {head.shard}: {weights} cannot be read ({error})")
+            continue
+        if found != head.tensors:
+            problems.append(f"shard {head.shard}: tensors {found[:16]} on disk, certified {head.tensors[:16]}")
+    later = f"; superseded by manifest {current.generation} for shards {moved}" if moved and current else ""
+    if not problems and not compared and moved:
+        return unchecked("V1", name, later.removeprefix("; "))
+    return judged("V1", name, problems, f"{compared} heads{later}")
+
+
+def _absence(workspace: Workspace, forgotten: set[bytes]) -> Check:
+    name = "the deleted records are in no live training set"
+    try:
+        visible = workspace.visible_sets()
+    except IntegrityError as error:
+        return judged("V2", name, [str(error)], "")
+    live = workspace.book.live()
+    problems = [f"checkpoint {key[:12]} saw a deleted record" for key in live if visible[key] & forgotten]
+    return judged("V2", name, problems, f"{len(live)} live checkpoints")
+
+
+def _records(workspace: Workspace) -> Check:
+    """Do the records held now hash to the keys of what is served?"""
+    name = "the surviving records hash to the served checkpoints' keys"
+    try:
+        plan = workspace.plan()
+    except IntegrityError as error:
+        return judged("V2", name, [f"{error.expected}: {error.found}"], "")
+    manifest = workspace.book.manifest()
+    served = {head.shard: head.checkpoint for head in manifest.heads} if manifest is not None else {}
+    steps = plan.steps()
+    problems = [
+        f"shard {shard}: {key[:12]} is not what its records give" for shard, key in served.items() if key not in steps
+    ]
+    waiting = [chain.shard for chain in plan.chains if chain.head and served.get(chain.shard) != chain.head.key]
+    if not problems and waiting:
+        return unchecked("V2", name, f"records of shards {waiting} still wait to be trained (`sisa train`)")
+    return judged("V2", name, problems, f"{len(served)} heads, {len(steps)} steps")
+
+
+def _replayed(workspace: Workspace, predicate: dict[str, Any], scope: ReplayScope, replayer: Replayer) -> list[Check]:
+    hit = [shard["shard"] for shard in predicate["impact"]["shards"]]
+    everything = [lineage["shard"] for lineage in predicate["lineages"]]
+    return replayer(workspace, hit if scope == "affected" else everything, "V3" if scope == "affected" else "V4")
