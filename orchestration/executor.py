@@ -39,11 +39,28 @@ class Lesson:
     seed: bytes = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a trainer would make of one record.
+
+    Attributes:
+        problem: why it cannot be trained, or nothing.
+        truncated: it is longer than the recipe's sequence length and would be cut.
+    """
+
+    problem: str
+    truncated: bool
+
+
 class SliceTrainer(Protocol):
     """Does one step. A frozen, picklable value: it travels to the workers."""
 
     def environment(self) -> dict[str, str]:
         """What the calling process computes with: equal facts (one class) give equal bits."""
+        ...
+
+    def examine(self, record: Record) -> Fit:
+        """Look at a record before it is taken in."""
         ...
 
     def train(self, lesson: Lesson) -> Mapping[str, bytes]:

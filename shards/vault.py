@@ -134,7 +134,7 @@ class Vault:
         """Every tag held, and the part that holds it, without reading content."""
         held: dict[bytes, Part] = {}
         for part in parts:
-            column = pyarrow.parquet.read_table(self.root / part.file, columns=["tag"]).column("tag")
+            column = pyarrow.parquet.read_table(self.root / part.file, columns=["tag"], use_threads=False).column("tag")
             held |= dict.fromkeys(column.to_pylist(), part)
         return held
 
@@ -196,7 +196,7 @@ def _encode(records: Sequence[StoredRecord]) -> bytes:
 
 
 def _decode(data: bytes) -> list[StoredRecord]:
-    table = pyarrow.parquet.read_table(pyarrow.BufferReader(data), schema=_SCHEMA)
+    table = pyarrow.parquet.read_table(pyarrow.BufferReader(data), schema=_SCHEMA, use_threads=False)
     return [
         StoredRecord(
             Record(

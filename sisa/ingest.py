@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orchestration.executor import SliceTrainer
 from shards import book
 from shards.errors import InputError, RecordError
 from shards.layout import Assignment, ShardLayout
 from shards.records import Incoming, Record, read_records
 from shards.vault import StoredRecord, record_tag
-from sisa.base_model import load_tokenizer
-from sisa.encoding import encode
 from sisa.session import Session
 
 _SHOWN = 20
@@ -40,23 +39,27 @@ class Ingested:
         return asdict(self)
 
 
-def ingest(session: Session, data: Sequence[Path] = (), *, strict: bool = False) -> Ingested:
+def ingest(
+    session: Session, data: Sequence[Path] = (), *, strict: bool = False, trainer: SliceTrainer | None = None
+) -> Ingested:
     """Take in what is new in ``data`` (the registered files if none are named).
 
     Args:
         session: an open session; it becomes the workspace's driver.
         data: files to read.
         strict: refuse tombstoned records instead of leaving them out.
+        trainer: examines each record, in place of the one that the configuration names.
 
     Raises:
         RecordError: if any record is wrong; nothing is ingested then.
     """
+    trainer = trainer or session.trainer()
     with session.workspace.driving():
         session.workspace.sweep()
-        return take_in(session, data, strict=strict)
+        return take_in(session, data, trainer, strict=strict)
 
 
-def take_in(session: Session, data: Sequence[Path], *, strict: bool) -> Ingested:
+def take_in(session: Session, data: Sequence[Path], trainer: SliceTrainer, *, strict: bool) -> Ingested:
     """:func:`ingest` for a caller that drives the workspace already."""
     workspace, recipe = session.workspace, session.recipe
     files = list(data) or [Path(name) for name in session.options.data]
@@ -85,10 +88,10 @@ def take_in(session: Session, data: Sequence[Path], *, strict: bool) -> Ingested
                 )
         else:
             record = item.record if item.declared else replace(item.record, generation=generation)
-            problem, truncated = _lesson_of(record, session)
-            if problem:
-                problems.append(f"{item.where}: ID {record.id!r}: {problem}")
-            new.append(StoredRecord.of(record, workspace.keys, recipe.namespace, truncated=truncated))
+            fit = trainer.examine(record)
+            if fit.problem:
+                problems.append(f"{item.where}: ID {record.id!r}: {fit.problem}")
+            new.append(StoredRecord.of(record, workspace.keys, recipe.namespace, truncated=fit.truncated))
     if problems:
         more = f"\n         and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise RecordError(
@@ -97,7 +100,7 @@ def take_in(session: Session, data: Sequence[Path], *, strict: bool) -> Ingested
             "mend the lines named; nothing was ingested",
         )
     ingested = Ingested(len(new), unchanged, tombstoned, sum(stored.truncated for stored in new))
-    _commit(session, new, ingested)
+    commit(session, new, ingested)
     return ingested
 
 
@@ -109,16 +112,7 @@ def _difference(item: Incoming, held: Record) -> str:
     return ""
 
 
-def _lesson_of(record: Record, session: Session) -> tuple[str, bool]:
-    """(problem or nothing, truncated) of a record that is to be trained."""
-    example = encode(record, session.recipe, load_tokenizer(session.recipe, session.options.base_model))
-    if not example.tokens or not example.trainable:
-        where = f" within max_length={session.recipe.max_length}" if example.truncated else ""
-        return f"no token to train{where}", example.truncated
-    return "", example.truncated
-
-
-def _commit(session: Session, new: Sequence[StoredRecord], ingested: Ingested) -> None:
+def commit(session: Session, new: Sequence[StoredRecord], ingested: Ingested) -> None:
     """Parts first, then one transaction that pins the recipe (once) and names the parts."""
     if not new:
         return

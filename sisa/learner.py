@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from orchestration.executor import WEIGHTS_FILE, Lesson
+from orchestration.executor import WEIGHTS_FILE, Fit, Lesson
+from shards.records import Record
 from sisa.base_model import load_tokenizer
 from sisa.config import Recipe
 from sisa.determinism import environment_facts, reproducible, seed_number
@@ -40,6 +41,14 @@ class LoraTrainer:
 
     def environment(self) -> dict[str, str]:
         return dict(environment_facts(self.recipe.device))
+
+    def examine(self, record: Record) -> Fit:
+        """Can a record be trained, and is it cut?"""
+        example = encode(record, self.recipe, load_tokenizer(self.recipe, self.base_model))
+        if example.tokens and example.trainable:
+            return Fit("", example.truncated)
+        within = f" within max_length={self.recipe.max_length}" if example.truncated else ""
+        return Fit(f"no token to train{within}", example.truncated)
 
     def train(self, lesson: Lesson) -> Mapping[str, bytes]:
         """One slice step; returns the files of a PEFT directory."""

@@ -72,7 +72,7 @@ def train(
     trainer = trainer or session.trainer()
     with session.workspace.driving():
         session.workspace.sweep()
-        ingested = take_in(session, data, strict=strict)
+        ingested = take_in(session, data, trainer, strict=strict)
         session.workspace.pinned()
         if restart_shards:
             restart_foreign(session.workspace, trainer.environment())

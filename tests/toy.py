@@ -1,0 +1,92 @@
+"""A trainer whose "weights" are the digests of what it saw.
+
+Leakage becomes visible exactly, in milliseconds and without torch, so property-based tests can run
+thousands of histories through the real ledger, vault, store, plan and reconcile.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestration.executor import WEIGHTS_FILE, Fit, Lesson
+from shards.digest import digest
+from shards.keys import create_root
+from shards.records import Record, make_content
+from shards.vault import StoredRecord
+from shards.workspace import CONFIG_FILE, Workspace
+from sisa.config import Recipe, RunOptions
+from sisa.session import Session
+from sisa.signing import create_signing_key
+
+ROOT = bytes(range(32))
+ENVIRONMENT = {"machine": "toy"}
+
+
+@dataclass(frozen=True, slots=True)
+class ToyTrainer:
+    """Its one tensor is a hash of parent, seed and every record it was shown, in order."""
+
+    environment_facts: tuple[tuple[str, str], ...] = tuple(ENVIRONMENT.items())
+
+    def environment(self) -> dict[str, str]:
+        return dict(self.environment_facts)
+
+    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+        shown = [part for records in lesson.passes for record in records for part in (record.id, record.content)]
+        state = digest("toy", lesson.parent or b"", lesson.seed, *shown)
+        return {WEIGHTS_FILE: safetensors_of(state)}
+
+    def examine(self, record: Record) -> Fit:
+        return Fit("", truncated=False)
+
+
+def safetensors_of(state: bytes) -> bytes:
+    """A safetensors file with one tensor of bytes."""
+    header = json.dumps({"toy": {"dtype": "U8", "shape": [len(state)], "data_offsets": [0, len(state)]}}).encode()
+    return len(header).to_bytes(8, "little") + header + state
+
+
+def toy_recipe(**values: Any) -> Recipe:
+    """A recipe for toy training; nothing but its layout matters."""
+    defaults: dict[str, Any] = {
+        "task": "classification",
+        "namespace": "toy",
+        "base_model_digest": "0" * 64,
+        "tokenizer_digest": "0" * 64,
+        "labels": ("a", "b"),
+        "shards": 2,
+        "slices": 3,
+        "epochs": 2,
+        "rehearsal": 0.5,
+    }
+    return Recipe(**(defaults | values))
+
+
+def toy_session(path: Path, recipe: Recipe, root: bytes = ROOT) -> Session:
+    """A new workspace in ``path`` (made), with ``root`` as its secret, opened."""
+    path.mkdir(parents=True)
+    create_root(path / "keys", root)
+    create_signing_key(path / "keys")
+    (path / CONFIG_FILE).write_text("# a toy workspace is opened by its tests\n")
+    workspace = Workspace.create(path)
+    return Session(workspace, recipe, RunOptions(base_model="toy", executor="inline"))
+
+
+def toy_record(number: int, **values: Any) -> Record:
+    """Record ``r<number>``; its subject is shared by three records unless given."""
+    defaults: dict[str, Any] = {
+        "id": f"r{number}",
+        "content": make_content({"text": f"text {number}", "label": "a"}),
+        "subject": f"s{number // 3}",
+    }
+    return Record(**(defaults | values))
+
+
+def stored(session: Session, records: Iterable[Record]) -> list[StoredRecord]:
+    """Records as the vault would hold them."""
+    keys, namespace = session.workspace.keys, session.recipe.namespace
+    return [StoredRecord.of(record, keys, namespace, truncated=False) for record in records]
