@@ -21,6 +21,7 @@ class InlineExecutor:
     def run(
         self, chains: Iterable[ChainOrder], trainer: SliceTrainer, workspace: Path, store: Path
     ) -> Iterator[Outcome]:
+        """Perform every step here, chain after chain."""
         for chain in chains:
             done = chain.parent
             for number in range(len(chain.steps)):

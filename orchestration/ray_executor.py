@@ -33,6 +33,7 @@ class Worker:
         self._trainer = trainer
 
     def perform(self, step_order: StepOrder) -> Outcome:
+        """Do one step; our own errors come back as values."""
         started = time.monotonic()
         try:
             checkpoint = perform(step_order, self._trainer)
@@ -70,10 +71,11 @@ class RayExecutor:
     def run(
         self, chains: Iterable[ChainOrder], trainer: SliceTrainer, workspace: Path, store: Path
     ) -> Iterator[Outcome]:
+        """Perform every step on Ray, as many chains at once as there are workers."""
         waiting = deque(chains)
         if not waiting:
             return
-        with self._cluster():
+        with self.cluster():
             running: dict[Any, _Run] = {}
 
             def submit(run: _Run) -> None:
@@ -123,7 +125,7 @@ class RayExecutor:
         return outcome
 
     @contextmanager
-    def _cluster(self) -> Iterator[None]:
+    def cluster(self) -> Iterator[None]:
         """Use the cluster this process is connected to, else connect or start one and leave it after."""
         if ray.is_initialized():
             yield

@@ -63,6 +63,7 @@ class Stored:
 
     @property
     def live(self) -> bool:
+        """Is it stored?"""
         return self.purged is None
 
 
@@ -77,6 +78,7 @@ class Book:
         return facts[-1] if facts else None
 
     def pinned(self) -> Pinned | None:
+        """The recipe pinned at the first ingest, if there was one."""
         fact = self._last(RECIPE)
         return None if fact is None else Pinned(**fact.body)
 
@@ -117,6 +119,7 @@ class Book:
         return {stored.checkpoint.key: stored.checkpoint for stored in self.checkpoints() if stored.live}
 
     def manifests(self) -> list[tuple[Fact, ModelManifest]]:
+        """Every manifest ever served, oldest first, with its fact."""
         return [(fact, ModelManifest.from_json(fact.body)) for fact in self.ledger.facts(MANIFEST)]
 
     def manifest(self) -> ModelManifest | None:
@@ -125,6 +128,7 @@ class Book:
         return None if fact is None else ModelManifest.from_json(fact.body)
 
     def requests(self) -> list[tuple[Fact, DeletionRequest]]:
+        """Every request ever accepted, oldest first, with its fact."""
         return [(fact, DeletionRequest.from_json(fact.body)) for fact in self.ledger.facts(REQUEST)]
 
     def request_of(self, tag: str) -> DeletionRequest | None:
@@ -145,4 +149,5 @@ class Book:
         return [request for _, request in self.requests() if request.request_id not in done]
 
     def derived(self) -> list[Fact]:
+        """What was made from served heads and left the workspace."""
         return self.ledger.facts(DERIVED)

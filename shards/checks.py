@@ -27,6 +27,7 @@ class Check:
     detail: str
 
     def to_json(self) -> dict[str, Any]:
+        """As printed and certified."""
         return asdict(self)
 
 
@@ -38,6 +39,7 @@ def judged(level: str, name: str, problems: Sequence[str], evidence: str) -> Che
 
 
 def unchecked(level: str, name: str, reason: str) -> Check:
+    """Not checked, and why."""
     return Check(level, name, "not_checked", reason)
 
 

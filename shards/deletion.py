@@ -32,11 +32,16 @@ class DeletionRequest:
     impact: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
+        """The body of its fact."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Self:
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in body.items()})
+        """The request of a fact's body."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in body.items()
+        }
+        return cls(**values)
 
 
 def tombstones(records: Sequence[StoredRecord], keys: Keyring, namespace: str) -> tuple[str, ...]:

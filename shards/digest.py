@@ -102,7 +102,7 @@ def tensor_digest(data: bytes) -> str:
     from safetensors import SafetensorError, deserialize
 
     try:
-        tensors = sorted(deserialize(data))
+        tensors = sorted(deserialize(data))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise ValueError(f"not a safetensors file: {error}") from error
     state = hashlib.sha256()

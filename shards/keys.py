@@ -27,6 +27,7 @@ class Keyring:
 
     @classmethod
     def from_root(cls, root: bytes) -> Keyring:
+        """Derive the four keys of a root secret."""
         return cls(*(derive(root, f"key/{name}") for name in cls.__slots__))
 
     def commitment(self) -> str:

@@ -43,6 +43,7 @@ class ShardLayout:
 
     @classmethod
     def of_recipe(cls, recipe: Mapping[str, Any], key: bytes) -> ShardLayout:
+        """The layout that a recipe's JSON describes."""
         return cls(
             shards=int(recipe["shards"]),
             slices=int(recipe["slices"]),

@@ -79,6 +79,7 @@ class Ledger:
         return [Fact(seq, kind, parse_json(body), created) for seq, kind, body, created in rows]
 
     def close(self) -> None:
+        """Close the file."""
         self._db.close()
 
     @contextmanager

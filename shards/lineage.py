@@ -37,11 +37,13 @@ class Link:
 
     @property
     def key(self) -> str:
+        """Digest (hex) that names the checkpoint."""
         return digest(
             "checkpoint", self.recipe, self.shard, self.chain, self.slice, self.parent or "", self.records
         ).hex()
 
     def to_json(self) -> dict[str, Any]:
+        """The body of its fact."""
         return asdict(self) | {"key": self.key}
 
     @classmethod
@@ -85,13 +87,16 @@ class Checkpoint:
 
     @property
     def key(self) -> str:
+        """Digest (hex) that names the checkpoint."""
         return self.link.key
 
     def to_json(self) -> dict[str, Any]:
+        """The body of its fact."""
         return asdict(self) | {"link": self.link.to_json()}
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Self:
+        """The checkpoint of a fact's body."""
         return cls(**(body | {"link": Link.from_json(body["link"])}))
 
 

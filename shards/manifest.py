@@ -32,17 +32,21 @@ class ModelManifest:
 
     @classmethod
     def of(cls, generation: int, recipe: str, heads: Iterable[Head]) -> Self:
+        """A manifest with its heads in shard order."""
         return cls(generation, recipe, tuple(sorted(heads, key=lambda head: head.shard)))
 
     @property
     def digest(self) -> str:
+        """Digest (hex) of recipe and heads."""
         heads = [[head.shard, head.checkpoint, head.tensors] for head in self.heads]
         return digest("manifest", self.recipe, canonical_json(heads)).hex()
 
     def head(self, shard: int) -> Head | None:
+        """The head a shard is served from, if it is."""
         return next((head for head in self.heads if head.shard == shard), None)
 
     def to_json(self) -> dict[str, Any]:
+        """The body of its fact."""
         return {
             "generation": self.generation,
             "digest": self.digest,
@@ -54,4 +58,5 @@ class ModelManifest:
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Self:
+        """The manifest of a fact's body."""
         return cls.of(body["generation"], body["recipe"], (Head(**head) for head in body["heads"]))

@@ -36,6 +36,7 @@ class SliceStep:
 
     @property
     def key(self) -> str:
+        """Name of the checkpoint this step makes."""
         return self.link.key
 
 
@@ -48,6 +49,7 @@ class Chain:
 
     @property
     def head(self) -> SliceStep | None:
+        """The last step, which is served once trained."""
         return self.steps[-1] if self.steps else None
 
 
@@ -59,6 +61,7 @@ class Plan:
     chains: tuple[Chain, ...]
 
     def steps(self) -> dict[str, SliceStep]:
+        """Every step by key."""
         return {step.key: step for chain in self.chains for step in chain.steps}
 
 
@@ -119,6 +122,7 @@ class ShardImpact:
     purged: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
+        """As printed and recorded."""
         return {
             "shard": self.shard,
             "first_slice": self.first_slice,
@@ -145,9 +149,11 @@ class Impact:
 
     @property
     def purged(self) -> tuple[str, ...]:
+        """Keys of all checkpoints that fall."""
         return tuple(key for shard in self.shards for key in shard.purged)
 
     def to_json(self) -> dict[str, Any]:
+        """As printed and recorded."""
         return {
             "shards": [shard.to_json() for shard in self.shards],
             "retrained_share": self.retrained_share,

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from shards.digest import bytes_digest, digest, file_digest, keyed
 from shards.errors import IntegrityError
@@ -25,18 +25,18 @@ from shards.keys import Keyring
 from shards.layout import Assignment
 from shards.records import Record
 
-_SCHEMA = pyarrow.schema(
+_SCHEMA = pa.schema(
     [
-        ("tag", pyarrow.binary(32)),
-        ("fingerprint", pyarrow.binary(32)),
-        ("salt", pyarrow.binary(32)),
-        ("id", pyarrow.string()),
-        ("version", pyarrow.int64()),
-        ("subject", pyarrow.string()),
-        ("risk", pyarrow.float64()),
-        ("generation", pyarrow.int64()),
-        ("truncated", pyarrow.bool_()),
-        ("content", pyarrow.string()),
+        ("tag", pa.binary(32)),
+        ("fingerprint", pa.binary(32)),
+        ("salt", pa.binary(32)),
+        ("id", pa.string()),
+        ("version", pa.int64()),
+        ("subject", pa.string()),
+        ("risk", pa.float64()),
+        ("generation", pa.int64()),
+        ("truncated", pa.bool_()),
+        ("content", pa.string()),
     ]
 )
 
@@ -71,6 +71,7 @@ class StoredRecord:
 
     @classmethod
     def of(cls, record: Record, keys: Keyring, namespace: str, *, truncated: bool) -> StoredRecord:
+        """A record as it goes into the vault, with a fresh salt."""
         tag = record_tag(keys, namespace, record.id, record.version)
         return cls(record, tag, record_fingerprint(keys, record.content), os.urandom(32), truncated)
 
@@ -86,6 +87,7 @@ class Part:
     records: int
 
     def to_json(self) -> dict[str, Any]:
+        """As the ledger records it."""
         return asdict(self)
 
 
@@ -134,7 +136,8 @@ class Vault:
         """Every tag held, and the part that holds it, without reading content."""
         held: dict[bytes, Part] = {}
         for part in parts:
-            column = pyarrow.parquet.read_table(self.root / part.file, columns=["tag"], use_threads=False).column("tag")
+            with pq.ParquetFile(self.root / part.file) as file:
+                column = file.read(columns=["tag"], use_threads=False).column("tag")
             held |= dict.fromkeys(column.to_pylist(), part)
         return held
 
@@ -189,14 +192,14 @@ def _encode(records: Sequence[StoredRecord]) -> bytes:
         }
         for stored in sorted(records, key=lambda stored: stored.tag)
     ]
-    sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
 
 def _decode(data: bytes) -> list[StoredRecord]:
-    table = pyarrow.parquet.read_table(pyarrow.BufferReader(data), schema=_SCHEMA, use_threads=False)
+    table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     return [
         StoredRecord(
             Record(

@@ -83,6 +83,7 @@ class Workspace:
             yield
 
     def close(self) -> None:
+        """Close the ledger."""
         self.ledger.close()
 
     # -- what is pinned ------------------------------------------------------------------------
@@ -111,6 +112,7 @@ class Workspace:
     # -- records and plans ---------------------------------------------------------------------
 
     def parts(self, shard: int | None = None) -> list[Part]:
+        """The vault's current parts, of one shard or all."""
         return [part for part in self.book.parts() if shard is None or part.shard == shard]
 
     def survivors(self, shard: int | None = None) -> list[StoredRecord]:

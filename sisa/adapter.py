@@ -40,7 +40,7 @@ def lora_config(recipe: Recipe, base_model: str, missing: frozenset[str]) -> Lor
     return LoraConfig(
         task_type=_TASKS[recipe.task],
         r=recipe.lora_rank,
-        lora_alpha=recipe.lora_alpha,  # type: ignore[arg-type]  # PEFT takes a float, its annotation says int
+        lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules="all-linear" if everything else list(recipe.target_modules),
         modules_to_save=sorted(name for name in modules if not _HEADS & set(name.split("."))),
@@ -80,7 +80,7 @@ class Adapter:
         torch.manual_seed(seed)
         for name, module in self.model.named_modules():
             if isinstance(module, LoraLayer):
-                module.reset_lora_parameters(_NAME, True)
+                module.reset_lora_parameters(_NAME, init_lora_weights=True)
             elif isinstance(module, ModulesToSaveWrapper):
                 self._reset_head(name, module)
 
@@ -114,7 +114,8 @@ class Adapter:
 
     def dump(self) -> bytes:
         """The slot's tensors as safetensors, names as PEFT saves them."""
-        return save({name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()})
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
+        return bytes(save(tensors))
 
     def config_json(self) -> bytes:
         """``adapter_config.json`` of a PEFT directory; the same bytes every time."""

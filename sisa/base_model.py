@@ -165,7 +165,7 @@ def load_base(recipe: Recipe, base_model: str) -> tuple[Any, frozenset[str]]:
         "use_safetensors": True,
     }
     if recipe.task == "classification":
-        names = {number: label for number, label in enumerate(recipe.labels)}
+        names = dict(enumerate(recipe.labels))
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
             num_labels=len(names),
@@ -187,5 +187,5 @@ def load_base(recipe: Recipe, base_model: str) -> tuple[Any, frozenset[str]]:
             f"{counters[0]} updates them while training, outside any adapter",
             "choose another base model",
         )
-    model.requires_grad_(False)
+    model.requires_grad_(requires_grad=False)
     return model.to(recipe.device), frozenset(info["missing_keys"]) | frozenset(mismatched)

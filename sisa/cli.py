@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from shards.checks import Check, report
@@ -395,12 +396,9 @@ def _print_checks(checks: Sequence[Check], as_json: bool) -> None:
     if as_json:
         _print_json(document)
     else:
-        table = Table("level", "check", "outcome", "detail", box=None, pad_edge=False)
         for check in checks:
-            style = _STYLES[check.outcome]
-            outcome = check.outcome.replace("_", " ")
-            table.add_row(check.level, check.name, f"[{style}]{outcome}[/]", click.unstyle(check.detail))
-        _out.print(table)
+            outcome = f"[{_STYLES[check.outcome]}]{check.outcome.replace('_', ' '):<11}[/]"
+            _out.print(f"{outcome} {check.level:<3} {check.name}: {escape(check.detail)}")
         _out.print(f"{document['passed']} passed, {document['failed']} failed, {document['not_checked']} not checked")
     if document["failed"]:
         sys.exit(1)
@@ -414,7 +412,8 @@ def _print_record(document: dict[str, Any]) -> None:
     for seen in document["exposures"]:
         state = "[green]live[/]" if seen["live"] else "[dim]purged[/]"
         epochs = str(seen["epochs"]) if seen["epochs"] else "0 (inherited)"
-        table.add_row(seen["checkpoint"][:16], str(seen["slice"]), state, epochs, seen["created"], seen["purged"] or "")
+        times = ((seen[name] or "")[:19] for name in ("created", "purged"))
+        table.add_row(seen["checkpoint"][:16], str(seen["slice"]), state, epochs, *times)
     _out.print(table if document["exposures"] else "No checkpoint ever saw it.")
     _out.print(f"served in manifests {document['manifests']}; derived artefacts: {len(document['derived'])}")
 
@@ -435,9 +434,8 @@ def _print_status(document: dict[str, Any]) -> None:
         table.add_row(str(shard["shard"]), str(shard["records"]), slices, *served)
     _out.print(table)
     for request in document["requests"]:
-        _out.print(
-            f"request {request['request_id']}: {request['state']}, {request['records']} record(s), {request['accepted']}"
-        )
+        what = f"{request['state']}, {request['records']} record(s), accepted {request['accepted'][:19]}"
+        _out.print(f"request {request['request_id']}: {what}")
 
 
 def _print_document(document: dict[str, Any]) -> None:

@@ -92,6 +92,7 @@ class Recipe(_Section):
         return self
 
     def to_json(self) -> dict[str, Any]:
+        """Key → value, as pinned."""
         return self.model_dump(mode="json")
 
     @property

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from shards import book
 from shards.deletion import DeletionRequest, subject_tag, tombstones
 from shards.errors import InputError, LawViolationError, UnknownRecordError
 from shards.law import check_law
-from shards.plan import Impact, difference, make_plan
+from shards.plan import Impact, Plan, difference, make_plan
 from shards.vault import StoredRecord
 from shards.workspace import Workspace
 from sisa.certificate import certificate_path, issue
@@ -55,6 +55,7 @@ class Deleted:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
+        """The ``delete`` JSON document."""
         return {
             "request_id": self.request_id,
             "requests": list(self.requests),
@@ -200,10 +201,15 @@ def _refuse_reused(workspace: Workspace, request_id: str | None, target: _Target
 
 def planned_impact(workspace: Workspace, records: Sequence[StoredRecord]) -> Impact:
     """What deleting ``records`` does to the plan. This is a read-only operation."""
-    gone = {stored.tag for stored in records}
-    before = workspace.plan()
-    rest = [stored for stored in workspace.survivors() if stored.tag not in gone]
-    return difference(before, make_plan(rest, workspace.layout(), before.recipe))
+    return difference(*_plans(workspace, {stored.tag for stored in records}))
+
+
+def _plans(workspace: Workspace, gone: Set[bytes]) -> tuple[Plan, Plan]:
+    """The plan of the records that survive now, and the plan without those of tags ``gone``."""
+    layout, recipe = workspace.layout(), workspace.pinned().digest
+    survivors = workspace.survivors()
+    rest = [stored for stored in survivors if stored.tag not in gone]
+    return make_plan(survivors, layout, recipe), make_plan(rest, layout, recipe)
 
 
 def accept(
@@ -214,8 +220,7 @@ def accept(
     From here on the records are forgotten: nothing served saw them.
     """
     gone = {stored.tag for stored in records}
-    survivors = [stored for stored in workspace.survivors() if stored.tag not in gone]
-    plan = make_plan(survivors, workspace.layout(), workspace.pinned().digest)
+    before, plan = _plans(workspace, gone)
     current = workspace.book.manifest()
     request = DeletionRequest(
         request_id=request_id or f"req-{uuid.uuid4().hex[:16]}",
@@ -223,7 +228,7 @@ def accept(
         tombstones=tombstones(records, workspace.keys, workspace.pinned().namespace),
         subjects=tuple(subjects),
         before={} if current is None else current.to_json(),
-        impact=planned_impact(workspace, records).to_json(),
+        impact=difference(before, plan).to_json(),
     )
     prefix = served(workspace, plan)
     workspace.ledger.append([(book.REQUEST, request.to_json()), (book.MANIFEST, prefix.to_json())])

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 
 from shards.digest import derive
 from sisa.config import Recipe
@@ -33,7 +34,7 @@ def environment_facts(device: str) -> dict[str, str]:
             "gpu": properties.name,
             "gpu_processors": str(properties.multi_processor_count),
             "cuda": str(torch.version.cuda),
-            "cudnn": str(torch.backends.cudnn.version()),
+            "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
             "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""),
         }
     return facts
@@ -42,7 +43,7 @@ def environment_facts(device: str) -> dict[str, str]:
 def _cpu_vendor() -> str:
     """The maths libraries choose kernels by vendor as well as by instruction set."""
     try:
-        with open("/proc/cpuinfo") as lines:
+        with Path("/proc/cpuinfo").open() as lines:
             return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")
     except OSError:
         return platform.processor()
@@ -69,7 +70,7 @@ def reproducible(recipe: Recipe) -> Iterator[None]:
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if recipe.device == "cuda" else []):
         torch.set_num_threads(recipe.threads)
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(mode=True)
         # Filling fresh memory finds reads of it; it changes no result and costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

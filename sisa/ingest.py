@@ -36,6 +36,7 @@ class Ingested:
     truncated: int
 
     def to_json(self) -> dict[str, int]:
+        """As printed and recorded."""
         return asdict(self)
 
 

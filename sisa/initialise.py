@@ -42,9 +42,8 @@ def initialise(
         InputError: if the directory holds a workspace, or a flag contradicts ``keys_from``.
     """
     given = dict(values or {})
-    for name, value in (("task", task), ("base_model", base_model)):
-        if value is not None:
-            given[name] = value
+    flags = {"task": task, "base_model": base_model}
+    given |= {name: value for name, value in flags.items() if value is not None}
     if (directory / CONFIG_FILE).exists():
         raise InputError(f"no workspace in {directory} yet", CONFIG_FILE, "choose another directory")
     if directory.exists() and any(directory.iterdir()):

@@ -40,6 +40,7 @@ class LoraTrainer:
     base_model: str
 
     def environment(self) -> dict[str, str]:
+        """Libraries, processor and switches of this process."""
         return dict(environment_facts(self.recipe.device))
 
     def examine(self, record: Record) -> Fit:

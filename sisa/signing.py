@@ -69,7 +69,7 @@ def sign(payload: bytes, directory: Path) -> dict[str, Any]:
             f"a signing key in {directory / PRIVATE_FILE}", str(error), "restore it; certificates need it"
         ) from error
     envelope = Envelope(payload, PAYLOAD_TYPE, {})
-    envelope.sign(CryptoSigner(private))  # type: ignore[arg-type]  # any key but Ed25519 fails inside
+    envelope.sign(CryptoSigner(private))
     signed: dict[str, Any] = envelope.to_dict()
     return signed
 

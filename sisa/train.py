@@ -32,6 +32,7 @@ class Trained:
     reconciled: Reconciled
 
     def to_json(self) -> dict[str, Any]:
+        """The ``train`` JSON document."""
         return {
             "ingested": self.ingested.to_json(),
             "steps_trained": len(self.reconciled.trained),

@@ -171,7 +171,7 @@ def _document(predicate: dict[str, Any]) -> list[Check]:
             "V1",
             "no purged checkpoint is in a served lineage",
             [f"{key[:12]} is" for key in gone] + [f"{key[:12]} is neither kept nor retrained" for key in lost],
-            f"{len(predicate['purged'])} purged, {len(predicate['kept'])} kept, {len(predicate['retrained'])} retrained",
+            ", ".join(f"{len(predicate[kind])} {kind}" for kind in ("purged", "kept", "retrained")),
         ),
     ]
 

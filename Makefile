@@ -1,0 +1,51 @@
+# Two commands for a fresh machine: make demo, make test. Both make their own virtual environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check format bench tables clean
+
+help: ## say what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/demo ## the whole story on invented customers, about two minutes after the install
+	$(BIN)/sisa demo
+
+test: $(VENV)/dev ## every test but the slow ones, under 20 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/dev ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/dev ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev ## mend what can be mended by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev ## measure; needs BANKING77=a directory with Banking77's train.csv
+	@test -n "$(BANKING77)" || { echo "expected BANKING77=DIR with Banking77's train.csv; found nothing; see benchmarks/README.md"; exit 2; }
+	$(BIN)/python benchmarks/deletion_cost.py --data "$(BANKING77)" --out benchmarks/results/deletion_cost.json
+	$(MAKE) tables
+
+tables: $(VENV)/dev ## write the benchmark tables into README.md and docs/
+	$(BIN)/python benchmarks/tables.py
+
+$(VENV)/pyvenv.cfg:
+	@command -v $(PYTHON) >/dev/null || { echo "expected Python 3.11 or newer as '$(PYTHON)'; found none; install it or run make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "expected Python 3.11 or newer; found $$($(PYTHON) --version); run make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "expected Python's venv module; found none; on Debian: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo $(VENV)/dev: $(VENV)/%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
+	@echo "installing sisa[$*] into $(VENV) (about three minutes the first time)"
+	$(PIP_INSTALL) -e '.[$*]' || { echo "expected a package index that pip can reach; see the message above"; exit 1; }
+	@touch $@
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
