@@ -29,7 +29,7 @@ format: $(VENV)/dev ## mend what can be mended by itself
 	$(BIN)/ruff format .
 
 bench: $(VENV)/dev ## measure; needs BANKING77=a directory with Banking77's train.csv
-	@test -n "$(BANKING77)" || { echo "expected BANKING77=DIR with Banking77's train.csv; found nothing; see benchmarks/README.md"; exit 2; }
+	@test -n "$(BANKING77)" || { echo "expected BANKING77=DIR with Banking77's train.csv; found nothing; see docs/benchmarks.md"; exit 2; }
 	$(BIN)/python benchmarks/deletion_cost.py --data "$(BANKING77)" --out benchmarks/results/deletion_cost.json
 	$(MAKE) tables
 

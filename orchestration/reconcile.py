@@ -62,8 +62,8 @@ def reconcile(
 ) -> Reconciled:
     """Train what the plan of the surviving records lacks, and serve the result.
 
-    The caller drives the workspace. Steps that fail end their chain; the others go on, and the
-    first failure is raised at the end.
+    The caller drives the workspace. Steps that fail end their chain, which is served up to there;
+    the others go on, and the first failure is raised at the end.
 
     Raises:
         StepFailedError: if a step failed.
@@ -88,11 +88,12 @@ def reconcile(
             known = isinstance(outcome.error, SisaError)
             errors.append(outcome.error if known else failure(outcome.error, outcome.shard))  # type: ignore[arg-type]
         progress(Progress(len(trained), total, outcome))
-    if errors:
-        raise errors[0]
     manifest = publish(workspace, plan)
     # An ingest may have put a record before stored steps; what the plan no longer has is dropped.
     purge(workspace, frozenset(workspace.book.live()) - frozenset(plan.steps()), ())
+    if errors:
+        raise errors[0]
+    workspace.sweep()  # a worker that died under way may have left half an object
     return Reconciled(
         manifest=manifest,
         trained=tuple(trained),

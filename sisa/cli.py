@@ -23,8 +23,8 @@ from shards.workspace import Workspace
 from sisa import __version__
 from sisa.session import open_session
 
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_out = Console(highlight=False, soft_wrap=True, emoji=False)
+_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _STYLES = {"passed": "green", "failed": "bold red", "not_checked": "yellow"}
 
 Command = Callable[..., None]
@@ -100,8 +100,9 @@ def init(
         _print_json({"workspace": str(directory.resolve()), "recipe_digest": settings.recipe.digest})
         return
     recipe = settings.recipe
-    _out.print(f"Made workspace [bold]{directory}[/]: {recipe.shards} shards x {recipe.slices} slices, {recipe.task}.")
-    _out.print(f"Every key is explained in {directory / 'sisa.yaml'}. Next: [bold]sisa train -w {directory}[/]")
+    where = escape(str(directory))
+    _out.print(f"Made workspace [bold]{where}[/]: {recipe.shards} shards x {recipe.slices} slices, {recipe.task}.")
+    _out.print(f"Every key is explained in {where}/sisa.yaml. Next: [bold]sisa train -w {where}[/]")
 
 
 @cli.command()
@@ -346,7 +347,7 @@ def export(workspace: Path, records: Path, as_json: bool) -> None:
     with open_session(workspace) as session:
         count = export_records(session, records.resolve())
     _print_json({"records": count, "file": str(records.resolve())}) if as_json else _out.print(
-        f"Wrote {count} records to {records}. It is personal data."
+        f"Wrote {count} records to {escape(str(records))}. It is personal data."
     )
 
 
@@ -383,12 +384,14 @@ def _print_deleted(document: dict[str, Any], dry_run: bool) -> None:
     _out.print(f"{len(document['ids'])} record(s), {share:.1%} of the original training to repeat:")
     _out.print(table)
     for missing in document["missing"]:
-        _out.print(f"[yellow]never held, left out:[/] {missing!r}")
+        _out.print(f"[yellow]never held, left out:[/] {escape(repr(missing))}")
+    for label in document["labels_gone"]:
+        _out.print(f"[yellow]last record of label[/] {escape(label)}: its name stays in the recipe")
     if dry_run:
         _out.print("Dry run: nothing was changed.")
     elif document["certificate"]:
         _out.print(f"Request {document['request_id']} is completed in {document['seconds']:.1f} s.")
-        _out.print(f"Certificate: [bold]{document['certificate']}[/]")
+        _out.print(f"Certificate: [bold]{escape(document['certificate'])}[/]")
 
 
 def _print_checks(checks: Sequence[Check], as_json: bool) -> None:
@@ -406,7 +409,8 @@ def _print_checks(checks: Sequence[Check], as_json: bool) -> None:
 
 def _print_record(document: dict[str, Any]) -> None:
     state = "present" if document["present"] else "deleted" if document["deleted"] else "never held"
-    _out.print(f"Record [bold]{document['id']}[/]: {state}, shard {document['shard']}, slice {document['slice']}")
+    place = f"shard {document['shard']}, slice {document['slice']}"
+    _out.print(f"Record [bold]{escape(document['id'])}[/]: {state}, {place}")
     _out.print(f"tag {document['tag']}")
     table = Table("checkpoint", "slice", "state", "epochs", "created", "purged", box=None, pad_edge=False)
     for seen in document["exposures"]:

@@ -42,6 +42,7 @@ class Deleted:
         ids: the IDs asked for that are or were held.
         missing: IDs never held (only with ``ignore_missing``).
         impact: JSON of the impact.
+        labels_gone: labels that no surviving record has any more; they stay in the recipe.
         certificate: where the signed certificate lies; None for a dry run.
         seconds: from call to certificate.
     """
@@ -51,6 +52,7 @@ class Deleted:
     ids: tuple[str, ...]
     missing: tuple[str, ...]
     impact: dict[str, Any]
+    labels_gone: tuple[str, ...]
     certificate: Path | None
     seconds: float
 
@@ -62,6 +64,7 @@ class Deleted:
             "ids": list(self.ids),
             "missing": list(self.missing),
             "impact": self.impact,
+            "labels_gone": list(self.labels_gone),
             "certificate": None if self.certificate is None else str(self.certificate),
             "seconds": round(self.seconds, 3),
         }
@@ -112,32 +115,44 @@ def delete(
     started = time.monotonic()
     if not ids and not subjects:
         raise InputError("IDs or subjects to delete", "none", "name them with --id, --ids-file or --subject")
+    covering: list[DeletionRequest] = []
     if dry_run:
         target = _look_up(session, ids, subjects, ignore_missing)
+        labels_gone = _labels_gone(session.workspace, target.records)
         impact = planned_impact(session.workspace, target.records).to_json()
-        return Deleted(None, (), target.ids, target.missing, impact, None, time.monotonic() - started)
-    trainer = trainer or session.trainer()
-    with session.workspace.driving():
-        target = _look_up(session, ids, subjects, ignore_missing)
-        _refuse_reused(session.workspace, request_id, target)
-        covering = list(target.earlier)
-        if target.records:
-            covering.append(accept(session.workspace, target.records, target.subjects, request_id))
-        unfinished = {request.request_id for request in session.workspace.book.unfinished()}
-        if unfinished & {request.request_id for request in covering}:
-            finish_requests(session, executor or session.executor(), trainer, report)
-    if not covering:  # only possible with ignore_missing
-        nothing: dict[str, Any] = {"shards": [], "retrained_share": 0.0}
-        return Deleted(None, (), target.ids, target.missing, nothing, None, time.monotonic() - started)
+    else:
+        trainer = trainer or session.trainer()
+        with session.workspace.driving():
+            target = _look_up(session, ids, subjects, ignore_missing)
+            _refuse_reused(session.workspace, request_id, target)
+            labels_gone = _labels_gone(session.workspace, target.records)
+            covering += target.earlier
+            if target.records:
+                covering.append(accept(session.workspace, target.records, target.subjects, request_id))
+            unfinished = {request.request_id for request in session.workspace.book.unfinished()}
+            if unfinished & {request.request_id for request in covering}:
+                finish_requests(session, executor or session.executor(), trainer, report)
+        # Nothing is covered only if all was missing and that was to be ignored.
+        impact = covering[-1].impact if covering else difference(Plan("", ()), Plan("", ())).to_json()
+    request = covering[-1].request_id if covering else None
     return Deleted(
-        request_id=covering[-1].request_id,
+        request_id=request,
         requests=tuple(request.request_id for request in covering),
         ids=target.ids,
         missing=target.missing,
-        impact=covering[-1].impact,
-        certificate=certificate_path(session.workspace, covering[-1].request_id),
+        impact=impact,
+        labels_gone=labels_gone,
+        certificate=certificate_path(session.workspace, request) if request is not None else None,
         seconds=time.monotonic() - started,
     )
+
+
+def _labels_gone(workspace: Workspace, records: Sequence[StoredRecord]) -> tuple[str, ...]:
+    """Labels whose last records these are; the names stay in the recipe, which is not retrained."""
+    going = {stored.tag for stored in records}
+    left = {stored.record.fields().get("label") for stored in workspace.survivors() if stored.tag not in going}
+    lost = {stored.record.fields().get("label") for stored in records} - left
+    return tuple(sorted(label for label in lost if label is not None))
 
 
 def _look_up(session: Session, ids: Sequence[str], subjects: Sequence[str], ignore_missing: bool) -> _Target:

@@ -23,6 +23,7 @@ def environment_facts(device: str) -> dict[str, str]:
 
     Processes with equal facts are of one environment class; bitwise claims hold within it.
     """
+    _fix_cublas(device)
     import torch
 
     facts = {name: importlib.metadata.version(name) for name in _LIBRARIES}
@@ -38,6 +39,12 @@ def environment_facts(device: str) -> dict[str, str]:
             "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""),
         }
     return facts
+
+
+def _fix_cublas(device: str) -> None:
+    """Name the workspace: cuBLAS is deterministic only with a fixed one, set before CUDA starts."""
+    if device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _cpu_vendor() -> str:
@@ -60,8 +67,7 @@ def reproducible(recipe: Recipe) -> Iterator[None]:
 
     Set in every step, because a reused worker process keeps whatever the last one left.
     """
-    if recipe.device == "cuda":  # must be in place before CUDA starts
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    _fix_cublas(recipe.device)
     import torch
 
     threads = torch.get_num_threads()

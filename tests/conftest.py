@@ -14,10 +14,47 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT encoder that trains in milliseconds."""
+    from tests.models import save_tiny_bert
+
+    return save_tiny_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama that trains in milliseconds."""
+    from tests.models import save_tiny_llama
+
+    return save_tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """The one Ray cluster of a test run; an executor without an address uses it.
+
+    Its directory is short because socket paths end at 107 bytes.
+    """
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="sisa-ray-", ignore_cleanup_errors=True) as directory:
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=directory,
+            log_to_driver=False,
+            logging_level="error",
+        )
+        yield
+        ray.shutdown()
+
+
 @pytest.fixture
 def memory_path() -> Iterator[Path]:
     """A scratch directory on a memory file system where there is one: syncs cost nothing there."""
-    shared = Path("/dev/shm")
-    root = shared if os.access(shared, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="sisa-test-", dir=root) as directory:
-        yield Path(directory)
+    from tests.toy import memory_directory
+
+    with memory_directory() as directory:
+        yield directory
