@@ -72,7 +72,8 @@ def reconcile(
     workspace.sweep()
     plan = workspace.plan()
     recorded = workspace.book.live()
-    intact = {key: fact for key, fact in recorded.items() if workspace.store.intact(fact.files)}
+    store = workspace.store
+    intact = {key: fact for key, fact in recorded.items() if store.intact(fact.files) and store.intact(fact.seen)}
     chains = schedule(plan, intact)
     total = sum(len(chain.steps) for chain in chains)
     progress(Progress(0, total, None))

@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shards.deletion import DeletionRequest
+from shards.errors import IntegrityError
 from shards.ledger import Fact, Ledger
 from shards.lineage import Checkpoint
-from shards.manifest import ModelManifest
+from shards.manifest import Head, ModelManifest
 from shards.vault import Part
 
 RECIPE = "recipe/1"
@@ -87,7 +88,8 @@ class Book:
         parts: dict[str, Part] = {}
         for fact in self.ledger.facts(INGEST, ERASURE):
             for file in fact.body["removed"]:
-                del parts[file]
+                if parts.pop(file, None) is None:
+                    raise _incomplete(f"vault part {file}", fact)
             parts |= {part["file"]: Part(**part) for part in fact.body["added"]}
         return list(parts.values())
 
@@ -110,6 +112,8 @@ class Book:
                 history.append(Stored(checkpoint, fact.created, fact.seq, None))
             else:
                 for key in fact.body["checkpoints"]:
+                    if key not in live:
+                        raise _incomplete(f"checkpoint {key}", fact)
                     place = live.pop(key)
                     history[place] = replace(history[place], purged=fact.created)
         return history
@@ -126,6 +130,19 @@ class Book:
         """What is served now."""
         fact = self._last(MANIFEST)
         return None if fact is None else ModelManifest.from_json(fact.body)
+
+    def served(self) -> list[tuple[Head, Checkpoint]]:
+        """The heads served now, in shard order, each with its checkpoint.
+
+        Raises:
+            IntegrityError: if a head's checkpoint is not recorded or was purged.
+        """
+        manifest, live = self.manifest(), self.live()
+        heads = [] if manifest is None else list(manifest.heads)
+        lost = [head.checkpoint for head in heads if head.checkpoint not in live]
+        if lost:
+            raise IntegrityError(f"a live checkpoint {lost[0]}, which is served", "none", "run `sisa audit --all`")
+        return [(head, live[head.checkpoint]) for head in heads]
 
     def requests(self) -> list[tuple[Fact, DeletionRequest]]:
         """Every request ever accepted, oldest first, with its fact."""
@@ -151,3 +168,9 @@ class Book:
     def derived(self) -> list[Fact]:
         """What was made from served heads and left the workspace."""
         return self.ledger.facts(DERIVED)
+
+
+def _incomplete(what: str, fact: Fact) -> IntegrityError:
+    return IntegrityError(
+        f"a fact that made {what}, which fact {fact.seq} removes", "none", "restore the ledger from a backup"
+    )

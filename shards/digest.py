@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,13 @@ def parse_json(data: bytes | str) -> Any:
     def no_constant(name: str) -> Any:
         raise ValueError(f"{name} is not JSON")
 
-    return json.loads(data, object_pairs_hook=unique, parse_constant=no_constant)
+    def finite(text: str) -> float:
+        number = float(text)
+        if math.isinf(number):
+            raise ValueError(f"{text} is beyond every finite number")
+        return number
+
+    return json.loads(data, object_pairs_hook=unique, parse_constant=no_constant, parse_float=finite)
 
 
 def _encode(domain: str, fields: Iterable[Field]) -> bytes:

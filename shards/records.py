@@ -13,6 +13,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +117,7 @@ def read_records(
             where = f"{path.name}:{line}"
             try:
                 item = _incoming(_renamed(row, columns or {}), task, labels, where)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 problems.append(f"{where}: {error}")
                 continue
             if item.record.id in seen:
@@ -167,14 +169,18 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with path.open(newline="", encoding="utf-8-sig") as handle:
+        csv.field_size_limit(sys.maxsize)  # a long text is no error, and the default limit is 128 KiB
         reader = csv.DictReader(handle, strict=True)
         try:
+            twice = sorted(name for name, count in Counter(reader.fieldnames or ()).items() if count > 1)
+            if twice:
+                raise _broken(path, 1, f"a column occurs twice: {', '.join(twice)}")
             for row in reader:
                 if None in row or None in row.values():
                     raise _broken(path, reader.line_num, "a row of another length than the header")
                 yield reader.line_num, row
         except (csv.Error, UnicodeDecodeError) as error:
-            raise _broken(path, reader.line_num, f"broken CSV ({error})") from error
+            raise _broken(path, reader.reader.line_num, f"broken CSV ({error})") from error
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shards.digest import bytes_digest, files_digest
 from shards.errors import IntegrityError
-from shards.files import TEMPORARY, fsync_directory, storage, write_new
+from shards.files import TEMPORARY, fsync_directory, remove, storage, write_new
 
 
 class Store:
@@ -49,8 +49,7 @@ class Store:
                     write_new(temporary / name, data)
                 fsync_directory(temporary)
                 target = self.path(digest)
-                if target.exists():  # not intact, or we would not be here
-                    shutil.rmtree(target)
+                remove(target)  # what lies there is not intact, or we would not be here
                 temporary.rename(target)
                 fsync_directory(self.root)
             finally:
@@ -64,7 +63,7 @@ class Store:
             IntegrityError: if it is missing, or its bytes are not those of the digest.
         """
         path = self.path(digest)
-        if not path.is_dir():
+        if path.is_symlink() or not path.is_dir():  # a purge of a link would leave what it points to
             raise IntegrityError(f"object {digest}", f"nothing at {path}", "run `sisa audit --all`")
         with storage(f"read {path}"):
             entries = sorted(path.iterdir())
@@ -90,8 +89,7 @@ class Store:
     def purge(self, digest: str) -> None:
         """Remove an object; no error if it is gone already (a purge may be repeated)."""
         with storage(f"purge {self.path(digest)}"):
-            if self.path(digest).exists():
-                shutil.rmtree(self.path(digest))
+            if remove(self.path(digest)):
                 fsync_directory(self.root)
 
     def objects(self) -> frozenset[str]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from shards.digest import bytes_digest, digest, file_digest, keyed
 from shards.errors import IntegrityError
-from shards.files import fsync_directory, storage, write_new
+from shards.files import fsync_directory, remove, storage, write_new
 from shards.keys import Keyring
 from shards.layout import Assignment
 from shards.records import Record
@@ -152,7 +152,7 @@ class Vault:
         with storage(f"remove superseded parts in {self.root}"):
             removed = sorted(entry.name for entry in self.root.iterdir() if entry.name not in known)
             for name in removed:
-                (self.root / name).unlink()
+                remove(self.root / name)
             if removed:
                 fsync_directory(self.root)
         return removed

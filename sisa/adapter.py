@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 
 from shards.digest import canonical_json
 from shards.errors import ConfigError, IntegrityError
-from sisa.base_model import load_base, quiet_transformers
+from sisa.base_model import load_base, quiet_transformers, skeleton
 from sisa.config import Recipe
 
 _NAME = "default"
@@ -63,15 +63,7 @@ class Adapter:
     def _build(self, recipe: Recipe, base_model: str) -> None:
         base, missing = load_base(recipe, base_model)
         config = lora_config(recipe, base_model, missing)
-        try:
-            self.model: Any = get_peft_model(base, config)
-        except ValueError as error:
-            linear = sorted({name.rpartition(".")[2] for name, module in base.named_modules() if _is_linear(module)})
-            raise ConfigError(
-                f"target_modules that the base model has: {', '.join(linear)}, or all-linear",
-                f"{', '.join(recipe.target_modules)} ({error})",
-                "set target_modules in a new workspace",
-            ) from error
+        self.model: Any = _with_slot(base, config, recipe)
         self._missing = missing
         self._config = config
 
@@ -132,6 +124,39 @@ class Adapter:
             self.model, adapter_name=_NAME, save_embedding_layers=False
         )
         return tensors
+
+
+def check_recipe(recipe: Recipe, base_model: str) -> None:
+    """Can adapters of this recipe be put over its base? Reads no weights.
+
+    Asked before a recipe is pinned, because it cannot be changed afterwards.
+
+    Raises:
+        ConfigError: if the target modules are not in the base, or the base cannot be used.
+    """
+    with quiet_transformers():
+        _with_slot(skeleton(recipe, base_model), lora_config(recipe, base_model, frozenset()), recipe)
+
+
+def _with_slot(base: Any, config: LoraConfig, recipe: Recipe) -> Any:
+    """The base under an adapter slot; every target module must be there (PEFT is content with one of them)."""
+    names = [name for name, _ in base.named_modules()]
+    unknown = [
+        target
+        for target in recipe.target_modules
+        if target != "all-linear" and not any(f".{name}".endswith(f".{target}") for name in names)
+    ]
+    try:
+        if unknown:
+            raise ValueError("no such module")
+        return get_peft_model(base, config)
+    except ValueError as error:
+        linear = sorted({name.rpartition(".")[2] for name, module in base.named_modules() if _is_linear(module)})
+        raise ConfigError(
+            f"target_modules that the base model has: {', '.join(linear)}, or all-linear",
+            f"{', '.join(unknown or recipe.target_modules)} ({error})",
+            "set target_modules in sisa.yaml; once records were taken in, in a new workspace",
+        ) from error
 
 
 def _is_linear(module: object) -> bool:

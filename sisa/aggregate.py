@@ -27,11 +27,10 @@ def head_weights(session: Session) -> list[bytes]:
     Raises:
         InputError: if nothing is served.
     """
-    manifest = session.workspace.book.manifest()
-    if manifest is None or not manifest.heads:
+    served = session.workspace.book.served()
+    if not served:
         raise InputError("a trained shard", "none is served", "run `sisa train` first")
-    live = session.workspace.book.live()
-    return [session.workspace.store.get(live[head.checkpoint].files)[WEIGHTS_FILE] for head in manifest.heads]
+    return [session.workspace.store.get(checkpoint.files)[WEIGHTS_FILE] for _, checkpoint in served]
 
 
 def classify(session: Session, inputs: Sequence[dict[str, Any]]) -> list[dict[str, float]]:

@@ -180,6 +180,32 @@ def load_base(recipe: Recipe, base_model: str) -> tuple[Any, frozenset[str]]:
         mismatched = set()
     if model.config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(recipe, base_model).pad_token_id
+    _refuse_running_statistics(model)
+    model.requires_grad_(requires_grad=False)
+    return model.to(recipe.device), frozenset(info["missing_keys"]) | frozenset(mismatched)
+
+
+def skeleton(recipe: Recipe, base_model: str) -> Any:
+    """The base's modules without weights, to ask what it is made of.
+
+    Raises:
+        ConfigError: if transformers has no such model for the task, or it keeps running statistics.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    auto: Any = AutoModelForSequenceClassification if recipe.task == "classification" else AutoModelForCausalLM
+    path = str(pinned_path(recipe, base_model))
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(AutoConfig.from_pretrained(path), attn_implementation=recipe.attention)
+    except ValueError as error:
+        raise ConfigError(f"a base model for {recipe.task}", str(error), "choose another base model") from error
+    _refuse_running_statistics(model)
+    return model
+
+
+def _refuse_running_statistics(model: Any) -> None:
     counters = [name for name, module in model.named_modules() if hasattr(module, "running_mean")]
     if counters:
         raise ConfigError(
@@ -187,5 +213,3 @@ def load_base(recipe: Recipe, base_model: str) -> tuple[Any, frozenset[str]]:
             f"{counters[0]} updates them while training, outside any adapter",
             "choose another base model",
         )
-    model.requires_grad_(requires_grad=False)
-    return model.to(recipe.device), frozenset(info["missing_keys"]) | frozenset(mismatched)

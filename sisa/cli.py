@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from shards.checks import Check, report
-from shards.errors import SisaError, StorageError
+from shards.errors import InputError, SisaError, StorageError
 from shards.workspace import Workspace
 from sisa import __version__
 from sisa.session import open_session
@@ -29,6 +29,7 @@ _STYLES = {"passed": "green", "failed": "bold red", "not_checked": "yellow"}
 
 Command = Callable[..., None]
 _FILE = click.Path(path_type=Path)
+_LINES = click.File("r", encoding="utf-8")
 
 
 def _workspace(command: Command) -> Command:
@@ -160,7 +161,7 @@ def train(
 @cli.command()
 @_workspace
 @click.option("--text", help="One input: a text to label, or a prompt.")
-@click.option("--input", "source", type=click.File("r"), help="JSONL with an optional id on each line; - is stdin.")
+@click.option("--input", "source", type=_LINES, help="JSONL with an optional id on each line; - is stdin.")
 @click.option("--output", type=_FILE, help="Write here instead of stdout; the file is registered for audits.")
 @_set
 @_json
@@ -190,7 +191,7 @@ def predict(
 @cli.command()
 @_workspace
 @click.option("--id", "ids", multiple=True, help="Record ID; repeatable.")
-@click.option("--ids-file", type=click.File("r"), help="One record ID a line; - is stdin.")
+@click.option("--ids-file", type=_LINES, help="One record ID a line; - is stdin.")
 @click.option("--subject", "subjects", multiple=True, help="All records of this subject; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be purged and retrained.")
 @click.option("--ignore-missing", is_flag=True, help="Leave out IDs that were never held.")
@@ -458,6 +459,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
         sys.exit(3)
     except SisaError as error:
         _fail(error)
+    except UnicodeError as error:
+        _fail(InputError("text in UTF-8", str(error), "convert the file or argument to UTF-8"))
     except OSError as error:
         _fail(
             StorageError(

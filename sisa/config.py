@@ -27,7 +27,7 @@ Task = Literal["classification", "causal-lm"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Recipe(_Section):
@@ -178,6 +178,8 @@ def read_settings(directory: Path, overrides: Mapping[str, Any]) -> Settings:
         values = _yaml(path.read_text(), str(path))
     except OSError as error:
         raise ConfigError(f"a readable {path}", str(error.strerror), "run `sisa init` first, or check -w") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"UTF-8 in {path}", str(error), "restore the file") from error
     if not isinstance(values, dict):
         raise ConfigError(f"`key: value` lines in {path}", type(values).__name__, "restore the file")
     return make_settings({**values, **overrides}, str(path))

@@ -23,7 +23,7 @@ from orchestration.executor import Executor, SliceTrainer
 from orchestration.reconcile import Reconciled, purge, reconcile, served
 from shards import book
 from shards.deletion import DeletionRequest, subject_tag, tombstones
-from shards.errors import InputError, LawViolationError, UnknownRecordError
+from shards.errors import InputError, IntegrityError, LawViolationError, UnknownRecordError
 from shards.law import check_law
 from shards.plan import Impact, Plan, difference, make_plan
 from shards.vault import StoredRecord
@@ -261,6 +261,7 @@ def finish_requests(session: Session, executor: Executor, trainer: SliceTrainer,
         _forget(workspace, tuple(request.request_id for request in pending))
     reconciled = reconcile(workspace, executor, trainer, report)
     if pending:
+        workspace.sweep()  # a worker that died in this run may have left something
         completing = frozenset(request.request_id for request in pending)
         failed = [check for check in check_law(workspace, completing=completing) if check.outcome != "passed"]
         if failed:
@@ -295,7 +296,24 @@ def _forget(workspace: Workspace, request_ids: tuple[str, ...]) -> None:
                 )
             ]
         )
-    visible = workspace.visible_sets()
-    stained = frozenset(key for key in workspace.book.live() if visible[key] & forgotten)
-    purge(workspace, stained, request_ids)
+    purge(workspace, _stained(workspace, forgotten), request_ids)
     workspace.sweep()
+
+
+def _stained(workspace: Workspace, forgotten: frozenset[bytes]) -> frozenset[str]:
+    """Live checkpoints that saw a forgotten record.
+
+    One whose evidence of what it saw is damaged counts as stained unless the survivors' plan has
+    it: its key is made of the records in its lineage, so then they all survive.
+    """
+    planned = workspace.plan().steps()
+    stained: set[str] = set()
+    for stored in workspace.book.checkpoints():  # parents come before their children
+        checkpoint = stored.checkpoint
+        try:
+            saw_it = bool(workspace.trained_tags(checkpoint.seen) & forgotten)
+        except IntegrityError:
+            saw_it = checkpoint.key not in planned
+        if saw_it or checkpoint.link.parent in stained:
+            stained.add(checkpoint.key)
+    return frozenset(stained & workspace.book.live().keys())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,9 +26,8 @@ def read_inputs(lines: Iterable[str], task: str) -> list[dict[str, Any]]:
             continue
         try:
             row = parse_json(line)
-            if not isinstance(row, dict) or not any(name in row for name in _INPUTS[task]):
-                raise ValueError(f"no {' or '.join(_INPUTS[task])}")
-        except ValueError as error:
+            _check_input(row, task)
+        except (ValueError, RecursionError) as error:
             raise RecordError(
                 "one JSON object a line", f"line {number}: {error}", "mend the input; nothing was predicted"
             ) from error
@@ -35,6 +35,25 @@ def read_inputs(lines: Iterable[str], task: str) -> list[dict[str, Any]]:
     if not inputs:
         raise RecordError("at least one input", "none", "give --text, or a file with lines")
     return inputs
+
+
+def _check_input(row: Any, task: str) -> None:
+    name = next((name for name in _INPUTS[task] if name in row), None) if isinstance(row, dict) else None
+    if name is None:
+        raise ValueError(f"no {' or '.join(_INPUTS[task])}")
+    value = row[name]
+    if name != "messages" and not isinstance(value, str):
+        raise ValueError(f"{name!r} must be a string, not {type(value).__name__}")
+    if name == "messages" and not (isinstance(value, list) and value and all(map(_is_message, value))):
+        raise ValueError("'messages' must be a list of {role, content}, both strings")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"not valid Unicode ({error.reason})") from error
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("role", "content"))
 
 
 def predict(session: Session, inputs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -43,6 +43,10 @@ class Session:
 
         require_train_extra()
         path = pinned_path(self.recipe, self.options.base_model)
+        if self.workspace.book.pinned() is None:
+            from sisa.adapter import check_recipe
+
+            check_recipe(self.recipe, str(path))
         return LoraTrainer(self.recipe, str(path))
 
     def executor(self) -> Executor:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from shards.layout import ShardLayout
+from shards.lineage import Checkpoint
+from shards.manifest import Head
 from shards.plan import make_plan
+from shards.workspace import Workspace
 from sisa.session import Session
 
 
@@ -18,31 +21,19 @@ def status(session: Session) -> dict[str, Any]:
     manifest = workspace.book.manifest()
     live = workspace.book.live()
     done = workspace.book.certificates()
-    shards = []
-    for chain in plan.chains:
-        head = None if manifest is None else manifest.head(chain.shard)
-        shards.append(
-            {
-                "shard": chain.shard,
-                "records": sum(step.own for step in chain.steps),
-                "slices": [
-                    {
-                        "slice": step.link.slice,
-                        "records": step.own,
-                        "checkpoint": step.key if step.key in live else None,
-                    }
-                    for step in chain.steps
-                ],
-                "head": None
-                if head is None
-                else {
-                    "checkpoint": head.checkpoint,
-                    "slice": live[head.checkpoint].link.slice,
-                    "tensor_digest": head.tensors,
-                    "adapter_dir": str(workspace.store.path(live[head.checkpoint].files)),
-                },
-            }
-        )
+    heads = {head.shard: (head, checkpoint) for head, checkpoint in workspace.book.served()}
+    shards = [
+        {
+            "shard": chain.shard,
+            "records": sum(step.own for step in chain.steps),
+            "slices": [
+                {"slice": step.link.slice, "records": step.own, "checkpoint": step.key if step.key in live else None}
+                for step in chain.steps
+            ],
+            "head": _described(workspace, *heads[chain.shard]) if chain.shard in heads else None,
+        }
+        for chain in plan.chains
+    ]
     return {
         "manifest_generation": None if manifest is None else manifest.generation,
         "manifest_digest": None if manifest is None else manifest.digest,
@@ -60,4 +51,13 @@ def status(session: Session) -> dict[str, Any]:
             for fact, request in workspace.book.requests()
         ],
         "storage_bytes": workspace.store.size() + workspace.vault.size() + workspace.ledger.path.stat().st_size,
+    }
+
+
+def _described(workspace: Workspace, head: Head, checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "checkpoint": head.checkpoint,
+        "slice": checkpoint.link.slice,
+        "tensor_digest": head.tensors,
+        "adapter_dir": str(workspace.store.path(checkpoint.files)),
     }

@@ -85,6 +85,9 @@ def verify(
             checks += _replayed(opened, predicate, replay, replayer)
         else:
             checks.append(unchecked("V3", "the training, run anew, gives the same bits", "no --replay asked for"))
+    except IntegrityError as error:
+        problem = f"expected {error.expected}, found {error.found}"
+        checks.append(judged("V1", "the workspace can be read", [problem], ""))
     finally:
         opened.close()
     return checks
@@ -103,7 +106,11 @@ def _read(path: Path) -> bytes:
 
 def _parse(data: bytes) -> tuple[Envelope, dict[str, Any], Check]:
     """The envelope, the predicate in it, and the check of its shape. The signature is not looked at."""
-    envelope = Envelope.from_dict(parse_json(data))
+    envelope = Envelope.from_dict(parse_json(data))  # takes the document apart
+    if envelope.to_dict() != parse_json(data):  # base64 can spell the same bytes in several ways
+        raise ValueError("the envelope is not spelt as it is when it is written")
+    if not all(isinstance(keyid, str) for keyid in envelope.signatures):
+        raise TypeError("a key ID that is not text")
     if envelope.payload_type != PAYLOAD_TYPE:
         raise ValueError(f"payload type {envelope.payload_type!r}, expected {PAYLOAD_TYPE!r}")
     statement = parse_json(envelope.payload)
@@ -112,8 +119,25 @@ def _parse(data: bytes) -> tuple[Envelope, dict[str, Any], Check]:
     if statement["predicateType"] != PREDICATE_TYPE or statement["predicate"]["version"] != 1:
         raise ValueError(f"predicate {statement['predicateType']!r}, expected {PREDICATE_TYPE!r} version 1")
     predicate: dict[str, Any] = statement["predicate"] | {"subject": statement["subject"]}
+    _check_fields(predicate)
     shape = judged("V0", "the file is a deletion certificate", [], f"{PREDICATE_TYPE}, {len(data)} bytes")
     return envelope, predicate, shape
+
+
+def _check_fields(predicate: dict[str, Any]) -> None:
+    """Are the fields there that the checks read, and of their kinds? What they say is not looked at."""
+    request, heads = predicate["request"], predicate["after"]["heads"]
+    texts = [predicate["recipe"], predicate["keys"], request["id"]]
+    texts += [head[name] for head in heads for name in ("checkpoint", "tensors")]
+    texts += [key for name in ("kept", "purged", "retrained") for key in predicate[name]]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a field that must be text is not")
+    numbers = [entry["shard"] for entry in (*predicate["impact"]["shards"], *predicate["lineages"], *heads)]
+    if not all(isinstance(number, int) for number in numbers):
+        raise TypeError("a shard that is not a number")
+    if not all(len(bytes.fromhex(tag)) == 32 for tag in request["tombstones"]):
+        raise ValueError("a tombstone that is not 32 bytes")
+    read_public_key(str(predicate["issuer"]["public_key"]).encode())
 
 
 def _signature(
@@ -210,6 +234,9 @@ def _heads_on_disk(workspace: Workspace, predicate: dict[str, Any]) -> Check:
     current = workspace.book.manifest()
     live = workspace.book.live()
     problems, compared, moved = [], 0, []
+    if current is None or current.generation < certified.generation:
+        served = "nothing" if current is None else f"manifest {current.generation}"
+        problems.append(f"{served} is served, certified was manifest {certified.generation}")
     for head in certified.heads:
         now = current.head(head.shard) if current is not None else None
         if current is not None and current.generation > certified.generation and (now is None or now != head):
