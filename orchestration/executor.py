@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Protocol
 
 from shards.digest import derive, tensor_digest
-from shards.errors import EnvironmentMismatchError, LawViolationError, StepFailedError
+from shards.errors import EnvironmentMismatchError, IntegrityError, StepFailedError
+from shards.layout import ShardLayout
 from shards.lineage import Checkpoint, pack_tags
 from shards.plan import SliceStep, pass_order
 from shards.records import Record
 from shards.store import Store
-from shards.workspace import SEEN_FILE, Workspace
-
-WEIGHTS_FILE = "adapter_model.safetensors"
+from shards.workspace import SEEN_FILE, WEIGHTS_FILE, Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +79,33 @@ class StepOrder:
         store: where checkpoints are read and written (a replay uses a scratch store).
         shard: the shard of the step.
         key: the checkpoint key to make.
-        parent: stored object of the parent checkpoint, if the step has a parent.
-        environment: environment the chain was begun in; None for a first step.
+        parent: the parent checkpoint, if the step has one.
+        environment: environment the chain was begun in; None if it begins here.
     """
 
     workspace: Path
     store: Path
     shard: int
     key: str
-    parent: str | None
+    parent: Checkpoint | None
     environment: dict[str, str] | None
 
 
 @dataclass(frozen=True, slots=True)
 class ChainOrder:
-    """The missing steps of one shard, in order. ``parent`` is the checkpoint they start from."""
+    """The missing steps of one shard, in order.
+
+    Attributes:
+        shard: its number.
+        steps: what is to be trained.
+        parent: the checkpoint they start from, if any.
+        environment: environment the chain was begun in; None if it begins here.
+    """
 
     shard: int
     steps: tuple[SliceStep, ...]
     parent: Checkpoint | None
+    environment: dict[str, str] | None
 
     @property
     def cost(self) -> int:
@@ -136,8 +143,8 @@ def order(chain: ChainOrder, number: int, done: Checkpoint | None, workspace: Pa
         store=store,
         shard=chain.shard,
         key=chain.steps[number].key,
-        parent=None if done is None else done.files,
-        environment=None if done is None else done.environment,
+        parent=done,
+        environment=chain.environment if done is None else done.environment,
     )
 
 
@@ -146,7 +153,7 @@ def perform(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
 
     Raises:
         EnvironmentMismatchError: if this process is of another class than the chain.
-        LawViolationError: if the step is not (or no longer) part of the plan.
+        StepFailedError: if the step is not (or no longer) part of the plan.
         IntegrityError: if parent or records are damaged.
     """
     environment = trainer.environment()
@@ -156,28 +163,15 @@ def perform(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
             environment_difference(step_order.environment, environment),
             "train where these are the same, or `sisa train --restart-shards` to begin such shards anew",
         )
-    workspace = Workspace.open(step_order.workspace)
-    try:
-        chain = workspace.chain(step_order.shard)
-        layout = workspace.layout()
-        seed_key = workspace.keys.seed
-    finally:
-        workspace.close()
-    step = next((step for step in chain.steps if step.key == step_order.key), None)
-    if step is None:
-        raise LawViolationError(
-            f"step {step_order.key[:12]} in the plan of the surviving records",
-            "a plan without it: records changed after the order was given",
-            "run the command again",
-        )
+    step, layout, seed_key = _planned(step_order)
     store = Store(step_order.store)
-    parent = None if step_order.parent is None else store.get(step_order.parent)[WEIGHTS_FILE]
     passes = tuple(
         tuple(stored.record for stored in pass_order(step.members, layout, step.link.slice, epoch=epoch))
         for epoch in range(layout.epochs)
     )
     seed = derive(seed_key, "step-seed", step.link.shard, step.link.chain, step.link.slice)
-    files = trainer.train(Lesson(passes, parent, seed))
+    files = trainer.train(Lesson(passes, _parent_weights(step_order, store), seed))
+    _planned(step_order)  # a record may have been deleted meanwhile; what saw it is not even stored
     return Checkpoint(
         link=step.link,
         files=store.put(files),
@@ -187,6 +181,38 @@ def perform(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
         own=step.own,
         environment=environment,
     )
+
+
+def _planned(step_order: StepOrder) -> tuple[SliceStep, ShardLayout, bytes]:
+    """The ordered step as the surviving records give it now, with layout and seed key."""
+    workspace = Workspace.open(step_order.workspace)
+    try:
+        chain = workspace.chain(step_order.shard)
+        layout, seed_key = workspace.layout(), workspace.keys.seed
+    finally:
+        workspace.close()
+    step = next((step for step in chain.steps if step.key == step_order.key), None)
+    if step is None:
+        raise StepFailedError(
+            f"step {step_order.key[:12]} in the plan of the surviving records",
+            "a plan without it: records changed after the order was given",
+            "run the command again",
+        )
+    return step, layout, seed_key
+
+
+def _parent_weights(step_order: StepOrder, store: Store) -> bytes | None:
+    """The parent's tensors, which must be those of its fact."""
+    if step_order.parent is None:
+        return None
+    weights = store.get(step_order.parent.files)[WEIGHTS_FILE]
+    if tensor_digest(weights) != step_order.parent.tensors:
+        raise IntegrityError(
+            f"tensors {step_order.parent.tensors} in checkpoint {step_order.parent.key}",
+            "other tensors",
+            "run `sisa audit --all`; `sisa train` remakes damaged checkpoints",
+        )
+    return weights
 
 
 def environment_difference(wanted: Mapping[str, str], found: Mapping[str, str]) -> str:

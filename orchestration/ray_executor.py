@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from orchestration.executor import ChainOrder, Outcome, SliceTrainer, StepOrder, failure, order, perform
 from shards.errors import SisaError, StepFailedError
@@ -75,33 +75,46 @@ class RayExecutor:
         waiting = deque(chains)
         if not waiting:
             return
+        running: dict[Any, _Run] = {}
         with self.cluster():
-            running: dict[Any, _Run] = {}
+            try:
+                yield from self._drive(waiting, running, trainer, (workspace, store))
+            finally:  # nobody may write after the caller has gone on
+                for run in running.values():
+                    ray.kill(run.worker)
 
-            def submit(run: _Run) -> None:
-                step_order = order(run.chain, run.number, run.done, workspace, store)
-                running[run.worker.perform.remote(step_order)] = run
+    def _drive(
+        self,
+        waiting: deque[ChainOrder],
+        running: dict[Any, _Run],
+        trainer: SliceTrainer,
+        paths: tuple[Path, Path],
+    ) -> Iterator[Outcome]:
+        def submit(run: _Run) -> None:
+            running[run.worker.perform.remote(order(run.chain, run.number, run.done, *paths))] = run
 
-            for _ in range(min(self.workers, len(waiting))):
-                chain = waiting.popleft()
-                submit(_Run(chain, 0, chain.parent, self._start(trainer)))
-            while running:
-                (ready,), _ = ray.wait(list(running), num_returns=1)
-                run = running.pop(ready)
-                outcome = self._outcome(ready, run)
-                if outcome is None:  # the worker died; nothing was recorded
-                    submit(replace(run, worker=self._start(trainer), tries=run.tries + 1))
-                    continue
-                yield outcome
-                if outcome.checkpoint is not None and run.number + 1 < len(run.chain.steps):
-                    submit(_Run(run.chain, run.number + 1, outcome.checkpoint, run.worker))
-                elif waiting:
-                    worker = run.worker
-                    if outcome.error is not None:  # it may be dead, or in an odd state
-                        ray.kill(worker)
-                        worker = self._start(trainer)
-                    chain = waiting.popleft()
-                    submit(_Run(chain, 0, chain.parent, worker))
+        def begin(worker: Any) -> None:
+            chain = waiting.popleft()
+            submit(_Run(chain, 0, chain.parent, worker))
+
+        for _ in range(min(self.workers, len(waiting))):
+            begin(self._start(trainer))
+        while running:
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            run = running.pop(ready)
+            outcome = self._outcome(ready, run)
+            if outcome is None:  # the worker died; nothing was recorded
+                submit(replace(run, worker=self._start(trainer), tries=run.tries + 1))
+                continue
+            yield outcome
+            if outcome.checkpoint is not None and run.number + 1 < len(run.chain.steps):
+                submit(_Run(run.chain, run.number + 1, outcome.checkpoint, run.worker))
+            elif waiting and outcome.error is None:
+                begin(run.worker)
+            else:  # idle, or dead, or in an odd state: its place is given back
+                ray.kill(run.worker)
+                if waiting:
+                    begin(self._start(trainer))
 
     def _start(self, trainer: SliceTrainer) -> Any:
         options = {"num_cpus": 1, "num_gpus": self.gpus_per_worker}
@@ -111,17 +124,18 @@ class RayExecutor:
         """The step's outcome, or None if its worker died and the step may be tried again."""
         try:
             outcome: Outcome = ray.get(ready)
-        except RayActorError as error:
+        except RayTaskError as error:
+            return Outcome(run.chain.shard, None, failure(error.cause, run.chain.shard), 0.0)
+        except RayError as error:
+            ray.kill(run.worker)  # it may only be out of reach, and must not write later
             if run.tries < _TRIES:
                 return None
             died = StepFailedError(
                 f"a worker to live through a step of shard {run.chain.shard}",
-                f"{_TRIES} workers died ({type(error).__name__})",
+                f"{_TRIES} workers died ({type(error).__name__}: {error})",
                 "look for a lack of memory, then run the same command again; finished steps are kept",
             )
             return Outcome(run.chain.shard, None, died, 0.0)
-        except RayTaskError as error:
-            return Outcome(run.chain.shard, None, failure(error.cause, run.chain.shard), 0.0)
         return outcome
 
     @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 from orchestration.executor import Executor, Outcome, SliceTrainer, failure
 from orchestration.schedule import schedule
 from shards import book
-from shards.errors import IntegrityError, SisaError
+from shards.errors import IntegrityError, SisaError, StepFailedError
 from shards.lineage import Checkpoint
 from shards.manifest import Head, ModelManifest
 from shards.plan import Plan
@@ -45,6 +45,7 @@ class Reconciled:
         passes: records in the steps trained, times epochs (sample passes).
         step_seconds: the sum of the steps' durations on their workers.
         damaged: keys of checkpoints that were found damaged and made again.
+        errors: what ended a chain early.
     """
 
     manifest: ModelManifest
@@ -52,6 +53,22 @@ class Reconciled:
     passes: int
     step_seconds: float
     damaged: tuple[str, ...]
+    errors: tuple[SisaError, ...]
+
+    def raise_errors(self) -> None:
+        """Raise what ended a chain early, if anything did.
+
+        Raises:
+            SisaError: the one error, or a ``StepFailedError`` that names them all.
+        """
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            raise StepFailedError(
+                "every chain to be trained",
+                f"{len(self.errors)} failed: " + "; ".join(error.found for error in self.errors),
+                "mend the causes and run the same command again; finished steps are kept",
+            )
 
 
 def reconcile(
@@ -62,19 +79,17 @@ def reconcile(
 ) -> Reconciled:
     """Train what the plan of the surviving records lacks, and serve the result.
 
-    The caller drives the workspace. Steps that fail end their chain, which is served up to there;
-    the others go on, and the first failure is raised at the end.
+    The caller drives the workspace. A step that fails ends its chain, which is served up to there;
+    the others go on. The caller decides what to do about ``errors``.
 
     Raises:
-        StepFailedError: if a step failed.
         IntegrityError: if a damaged checkpoint, trained again, has other bits than its fact says.
     """
     workspace.sweep()
     plan = workspace.plan()
     recorded = workspace.book.live()
-    store = workspace.store
-    intact = {key: fact for key, fact in recorded.items() if store.intact(fact.files) and store.intact(fact.seen)}
-    chains = schedule(plan, intact)
+    intact = workspace.intact()
+    chains = schedule(plan, intact, recorded)
     total = sum(len(chain.steps) for chain in chains)
     progress(Progress(0, total, None))
     trained: list[Checkpoint] = []
@@ -85,22 +100,21 @@ def reconcile(
         if outcome.checkpoint is not None:
             trained.append(outcome.checkpoint)
             _record(workspace, outcome.checkpoint, recorded)
+        elif isinstance(outcome.error, SisaError):
+            errors.append(outcome.error)
         elif outcome.error is not None:
-            known = isinstance(outcome.error, SisaError)
-            errors.append(outcome.error if known else failure(outcome.error, outcome.shard))  # type: ignore[arg-type]
+            errors.append(failure(outcome.error, outcome.shard))
         progress(Progress(len(trained), total, outcome))
     manifest = publish(workspace, plan)
     # An ingest may have put a record before stored steps; what the plan no longer has is dropped.
     purge(workspace, frozenset(workspace.book.live()) - frozenset(plan.steps()), ())
-    if errors:
-        raise errors[0]
-    workspace.sweep()  # a worker that died under way may have left half an object
     return Reconciled(
         manifest=manifest,
         trained=tuple(trained),
         passes=sum(checkpoint.members for checkpoint in trained) * workspace.layout().epochs,
         step_seconds=seconds,
         damaged=tuple(sorted(set(recorded) - set(intact))),
+        errors=tuple(errors),
     )
 
 
@@ -150,8 +164,8 @@ def restart_foreign(workspace: Workspace, environment: dict[str, str]) -> tuple[
     live = workspace.book.live()
     shards = tuple(
         chain.shard
-        for chain in schedule(workspace.plan(), live)
-        if chain.parent is not None and chain.parent.environment != environment
+        for chain in schedule(workspace.plan(), workspace.intact(), live)
+        if chain.environment is not None and chain.environment != environment
     )
     purge(workspace, frozenset(key for key, made in live.items() if made.link.shard in shards), ())
     return shards

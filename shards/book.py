@@ -35,6 +35,9 @@ PURGE = "purge/1"
 CERTIFICATE = "certificate/1"
 DERIVED = "derived/1"
 
+# Facts after which a certificate signed before says less than everything about the present.
+CHANGING = (INGEST, CHECKPOINT, MANIFEST, REQUEST, ERASURE, PURGE, DERIVED)
+
 
 @dataclass(frozen=True, slots=True)
 class Pinned:

@@ -19,7 +19,8 @@ class DeletionRequest:
         request_id: the caller's, or made up.
         tags: tags (hex) of the records that were held and are to be forgotten.
         tombstones: tags (hex) that may never be taken in again: every version up to the deleted one.
-        subjects: tags (hex) of the subjects that were named, so that a repeated request is recognised.
+        subjects: tags (hex) of the subjects named and of those whose records these are, so that a
+            repeated request by subject is recognised.
         before: digest and heads of the manifest served when the request came.
         impact: what was planned on acceptance (the JSON of :class:`shards.plan.Impact`).
     """

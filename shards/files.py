@@ -47,15 +47,16 @@ def remove(path: Path) -> bool:
     return True
 
 
-def write_new(path: Path, data: bytes) -> None:
-    """Write and sync one file that nobody refers to yet."""
-    with path.open("xb") as handle:
+def write_new(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write and sync one file that nobody refers to yet; a private one only its owner can read."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+    with os.fdopen(descriptor, "wb") as handle:
         handle.write(data)
         handle.flush()
         os.fsync(handle.fileno())
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write ``path`` so that a crash leaves the old content or the new, never a mixture.
 
     Raises:
@@ -64,7 +65,7 @@ def replace_file(path: Path, data: bytes) -> None:
     temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
     with storage(f"write {path}"):
         try:
-            write_new(temporary, data)
+            write_new(temporary, data, private=private)
             temporary.replace(path)
             fsync_directory(path.parent)
         finally:

@@ -33,6 +33,7 @@ def check_law(workspace: Workspace, *, completing: frozenset[str] = frozenset())
         _parts(workspace),
         _objects(workspace),
         _strays(workspace),
+        _tensors(workspace),
         _lineages(workspace),
     ]
 
@@ -69,11 +70,12 @@ def _stored(workspace: Workspace, visible: dict[str, frozenset[bytes]], completi
     forgotten = _completed(workspace, completing)
     live = workspace.book.live()
     problems = [f"checkpoint {key[:12]} is stored and saw a deleted record" for key in live if forgotten & visible[key]]
+    referenced = workspace.referenced_objects()
     problems += [
         f"checkpoint {stored.checkpoint.key[:12]} was purged and its files are still there"
         for stored in workspace.book.checkpoints()
         if not stored.live
-        and stored.checkpoint.files not in workspace.referenced_objects()
+        and stored.checkpoint.files not in referenced
         and workspace.store.path(stored.checkpoint.files).exists()
     ]
     evidence = f"{len(live)} checkpoints against {len(forgotten)} tombstones"
@@ -110,6 +112,27 @@ def _strays(workspace: Workspace) -> Check:
     if strays and lock.held(workspace.path / "lock"):
         return unchecked("law", name, "a live process is writing")
     return judged("law", name, [f"{stray[:16]} (run `sisa train` to sweep)" for stray in strays], "no strays")
+
+
+def _tensors(workspace: Workspace) -> Check:
+    """Hashes the tensors on disk: an intact object of another checkpoint is not this one's."""
+    problems = []
+    live = workspace.book.live()
+    for key, made in live.items():
+        try:
+            found = workspace.stored_tensors(made)
+        except IntegrityError as error:
+            problems.append(f"checkpoint {key[:12]}: {error.found}")
+            continue
+        if found != made.tensors:
+            problems.append(f"checkpoint {key[:12]} has tensors {found[:12]}, recorded were {made.tensors[:12]}")
+    manifest = workspace.book.manifest()
+    problems += [
+        f"shard {head.shard} is served from {head.checkpoint[:12]} with other tensors than recorded"
+        for head in (manifest.heads if manifest is not None else ())
+        if head.checkpoint not in live or live[head.checkpoint].tensors != head.tensors
+    ]
+    return judged("law", "every checkpoint's tensors are those recorded", problems, f"{len(live)} checkpoints")
 
 
 def _lineages(workspace: Workspace) -> Check:

@@ -172,9 +172,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         csv.field_size_limit(sys.maxsize)  # a long text is no error, and the default limit is 128 KiB
         reader = csv.DictReader(handle, strict=True)
         try:
-            twice = sorted(name for name, count in Counter(reader.fieldnames or ()).items() if count > 1)
-            if twice:
-                raise _broken(path, 1, f"a column occurs twice: {', '.join(twice)}")
+            _refuse_twice(path, reader.fieldnames or ())
             for row in reader:
                 if None in row or None in row.values():
                     raise _broken(path, reader.line_num, "a row of another length than the header")
@@ -190,12 +188,19 @@ def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            _refuse_twice(path, file.schema_arrow.names)
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
     except pa.ArrowInvalid as error:
         raise _broken(path, number + 1, f"broken Parquet ({error})") from error
+
+
+def _refuse_twice(path: Path, names: Sequence[str]) -> None:
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise _broken(path, 1, f"a column occurs twice: {', '.join(twice)}")
 
 
 def _broken(path: Path, line: int, what: str) -> RecordError:

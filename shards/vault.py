@@ -121,6 +121,22 @@ class Vault:
         Raises:
             IntegrityError: if the file is missing or not the one the ledger names.
         """
+        return _decode(self._verified(part))
+
+    def tags(self, parts: Iterable[Part]) -> dict[bytes, Part]:
+        """Every tag held, and the part that holds it, without decoding content.
+
+        Raises:
+            IntegrityError: if a file is missing or not the one the ledger names.
+        """
+        held: dict[bytes, Part] = {}
+        for part in parts:
+            with pq.ParquetFile(pa.BufferReader(self._verified(part))) as file:
+                column = file.read(columns=["tag"], use_threads=False).column("tag")
+            held |= dict.fromkeys(column.to_pylist(), part)
+        return held
+
+    def _verified(self, part: Part) -> bytes:
         path = self.root / part.file
         with storage(f"read {path}"):
             data = path.read_bytes() if path.is_file() else None
@@ -130,16 +146,7 @@ class Vault:
                 "no file" if data is None else "other bytes",
                 "restore this part of the vault from a backup",
             )
-        return _decode(data)
-
-    def tags(self, parts: Iterable[Part]) -> dict[bytes, Part]:
-        """Every tag held, and the part that holds it, without reading content."""
-        held: dict[bytes, Part] = {}
-        for part in parts:
-            with pq.ParquetFile(self.root / part.file) as file:
-                column = file.read(columns=["tag"], use_threads=False).column("tag")
-            held |= dict.fromkeys(column.to_pylist(), part)
-        return held
+        return data
 
     def rewrite_without(self, part: Part, tags: frozenset[bytes]) -> list[Part]:
         """Write the part's other records anew; none or one part comes back. The old file stays."""

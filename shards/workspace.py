@@ -17,18 +17,20 @@ from pathlib import Path
 
 from shards import book, lock
 from shards.book import Book, Pinned
+from shards.digest import tensor_digest
 from shards.errors import InputError, IntegrityError, RecipeMismatchError
 from shards.files import storage
 from shards.keys import Keyring, read_keyring
 from shards.layout import ShardLayout
 from shards.ledger import Ledger
-from shards.lineage import unpack_tags
+from shards.lineage import Checkpoint, unpack_tags
 from shards.plan import Chain, Plan, make_chain, make_plan
 from shards.store import Store
 from shards.vault import Part, StoredRecord, Vault, record_tag
 
 CONFIG_FILE = "sisa.yaml"
 SEEN_FILE = "tags"
+WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 class Workspace:
@@ -154,6 +156,28 @@ class Workspace:
             inherited = visible[parent] if parent is not None else frozenset()
             visible[checkpoint.key] = inherited | self.trained_tags(checkpoint.seen)
         return visible
+
+    def stored_tensors(self, checkpoint: Checkpoint) -> str:
+        """Digest of a checkpoint's tensors as they are on disk now.
+
+        Raises:
+            IntegrityError: if the object or the tensors in it are damaged.
+        """
+        files = self.store.get(checkpoint.files)
+        try:
+            return tensor_digest(files[WEIGHTS_FILE])
+        except (KeyError, ValueError) as error:
+            raise IntegrityError(f"{WEIGHTS_FILE} in {checkpoint.files}", str(error), "run `sisa train`") from error
+
+    def intact(self) -> dict[str, Checkpoint]:
+        """Live checkpoints whose tensors, and the list of what they saw, are as recorded."""
+        return {key: made for key, made in self.book.live().items() if self._is_intact(made)}
+
+    def _is_intact(self, checkpoint: Checkpoint) -> bool:
+        try:
+            return self.stored_tensors(checkpoint) == checkpoint.tensors and self.store.intact(checkpoint.seen)
+        except IntegrityError:
+            return False
 
     def referenced_objects(self) -> frozenset[str]:
         """Objects that must stay: live checkpoints, and what every checkpoint ever saw."""

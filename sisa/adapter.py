@@ -66,6 +66,18 @@ class Adapter:
         self.model: Any = _with_slot(base, config, recipe)
         self._missing = missing
         self._config = config
+        self._buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+    def pristine(self) -> bool:
+        """Are the base's buffers as they were loaded?
+
+        Some bases change them in a forward pass (rotary frequencies grown for a long text), which
+        would carry something of one step's records into the next step.
+        """
+        now = dict(self.model.named_buffers())
+        return now.keys() == self._buffers.keys() and all(
+            torch.equal(now[name], before) for name, before in self._buffers.items()
+        )
 
     def reset(self, seed: int) -> None:
         """Fill the slot with a fresh adapter that depends on ``seed`` alone."""
@@ -135,7 +147,15 @@ def check_recipe(recipe: Recipe, base_model: str) -> None:
         ConfigError: if the target modules are not in the base, or the base cannot be used.
     """
     with quiet_transformers():
-        _with_slot(skeleton(recipe, base_model), lora_config(recipe, base_model, frozenset()), recipe)
+        base = skeleton(recipe, base_model)
+        _with_slot(base, lora_config(recipe, base_model, frozenset()), recipe)
+    positions = getattr(base.config, "max_position_embeddings", None)
+    if positions is not None and recipe.max_length > positions:
+        raise ConfigError(
+            f"max_length of at most {positions}, the positions that the base model has",
+            f"{recipe.max_length}",
+            "set a smaller max_length in sisa.yaml",
+        )
 
 
 def _with_slot(base: Any, config: LoraConfig, recipe: Recipe) -> Any:
@@ -163,7 +183,13 @@ def _is_linear(module: object) -> bool:
     return isinstance(module, torch.nn.Linear)
 
 
-@lru_cache(maxsize=1)
+_loaded = lru_cache(maxsize=1)(Adapter)
+
+
 def process_adapter(recipe: Recipe, base_model: str) -> Adapter:
-    """This process's adapter slot: the base is loaded once and kept."""
-    return Adapter(recipe, base_model)
+    """This process's adapter slot: the base is loaded once and kept, unless a step changed it."""
+    adapter = _loaded(recipe, base_model)
+    if not adapter.pristine():
+        _loaded.cache_clear()
+        adapter = _loaded(recipe, base_model)
+    return adapter

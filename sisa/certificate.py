@@ -48,6 +48,12 @@ def certificate_path(workspace: Workspace, request_id: str) -> Path:
     return workspace.path / "certificates" / f"{request_id}.json"
 
 
+def certificate_digest(workspace: Workspace, request_id: str) -> str | None:
+    """Plain SHA-256 (hex) of a request's certificate as it lies there, or None."""
+    path = certificate_path(workspace, request_id)
+    return bytes_digest(path.read_bytes()) if path.is_file() else None
+
+
 def issue(session: Session, request: DeletionRequest) -> Path:
     """Sign the certificate of a completed request and record it; returns its path."""
     workspace = session.workspace
@@ -128,6 +134,8 @@ def _lineage(chain: Chain, live: dict[str, Checkpoint], environments: list[dict[
     """One shard's lineage; ``environment`` is an index into the certificate's list."""
     links = []
     for step in chain.steps:
+        if step.key not in live:  # its training failed; this shard is served up to here
+            break
         made = live[step.key]
         if made.environment not in environments:
             environments.append(made.environment)

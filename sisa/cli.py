@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from shards.checks import Check, report
-from shards.errors import InputError, SisaError, StorageError
+from shards.errors import InputError, OperationError, SisaError, StorageError
 from shards.workspace import Workspace
 from sisa import __version__
 from sisa.session import open_session
@@ -180,11 +181,14 @@ def predict(
     with open_session(workspace, overrides) as session:
         task = session.recipe.task
         inputs = read_inputs(source if text is None else [json.dumps({"text": text})], task)
+        heads = [head for head, _ in session.workspace.book.served()]
         lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in run(session, inputs))
         if output is None:
             click.echo(lines, nl=False)
             return
-        register_derived(session, "predictions", lines.encode())
+        if heads != [head for head, _ in session.workspace.book.served()]:
+            raise OperationError("the same heads served throughout", "a swap meanwhile", "run the same command again")
+        register_derived(session, "predictions", lines.encode(), heads)
         replace_file(output, lines.encode())
 
 
@@ -449,6 +453,9 @@ def _print_document(document: dict[str, Any]) -> None:
 
 def main(arguments: Iterable[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a file says is printed, whatever it says
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
     except click.ClickException as error:

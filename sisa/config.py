@@ -175,7 +175,7 @@ def read_settings(directory: Path, overrides: Mapping[str, Any]) -> Settings:
     """
     path = directory / CONFIG_FILE
     try:
-        values = _yaml(path.read_text(), str(path))
+        values = _yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise ConfigError(f"a readable {path}", str(error.strerror), "run `sisa init` first, or check -w") from error
     except UnicodeDecodeError as error:
@@ -220,8 +220,8 @@ def _explained(section: _Section, kind: str) -> list[str]:
 def _inline(value: Any) -> str:
     if isinstance(value, tuple):
         value = list(value)
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).strip()
-    return text.removesuffix("...").strip()
+    text = yaml.safe_dump(value, default_flow_style=True, width=2**31, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")  # no strip(): a value may end in white space
 
 
 def _type_name(annotation: Any) -> str:
@@ -240,9 +240,22 @@ def _numeric(key: str, value: Any) -> Any:
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML of which no line is silently ignored."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; a key that occurs twice is refused."""
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) != len(node.value):
+            keys = [key.value for key, _ in node.value]
+            twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+            raise yaml.YAMLError(f"a key occurs twice: {', '.join(twice)}")
+        return mapping
+
+
 def _yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"YAML in {where}", str(error), "mend it") from error
 

@@ -12,6 +12,7 @@ is continued by the next ``delete`` or ``train``.
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Sequence, Set
@@ -23,12 +24,12 @@ from orchestration.executor import Executor, SliceTrainer
 from orchestration.reconcile import Reconciled, purge, reconcile, served
 from shards import book
 from shards.deletion import DeletionRequest, subject_tag, tombstones
-from shards.errors import InputError, IntegrityError, LawViolationError, UnknownRecordError
+from shards.errors import InputError, LawViolationError, OperationError, UnknownRecordError
 from shards.law import check_law
 from shards.plan import Impact, Plan, difference, make_plan
 from shards.vault import StoredRecord
 from shards.workspace import Workspace
-from sisa.certificate import certificate_path, issue
+from sisa.certificate import certificate_digest, certificate_path, issue
 from sisa.session import Report, Session, silent
 
 
@@ -121,17 +122,18 @@ def delete(
         labels_gone = _labels_gone(session.workspace, target.records)
         impact = planned_impact(session.workspace, target.records).to_json()
     else:
-        trainer = trainer or session.trainer()
         with session.workspace.driving():
+            session.refuse_other_recipe()
             target = _look_up(session, ids, subjects, ignore_missing)
             _refuse_reused(session.workspace, request_id, target)
             labels_gone = _labels_gone(session.workspace, target.records)
             covering += target.earlier
             if target.records:
                 covering.append(accept(session.workspace, target.records, target.subjects, request_id))
-            unfinished = {request.request_id for request in session.workspace.book.unfinished()}
-            if unfinished & {request.request_id for request in covering}:
-                finish_requests(session, executor or session.executor(), trainer, report)
+            if any(request in covering for request in unfinished_requests(session.workspace)):
+                done = finish_requests(session, executor, trainer, report)
+                if any(request in covering for request in unfinished_requests(session.workspace)):
+                    done.raise_errors()
         # Nothing is covered only if all was missing and that was to be ignored.
         impact = covering[-1].impact if covering else difference(Plan("", ()), Plan("", ())).to_json()
     request = covering[-1].request_id if covering else None
@@ -202,8 +204,8 @@ def _refuse_reused(workspace: Workspace, request_id: str | None, target: _Target
     """The same request ID may be repeated for the same records only."""
     if request_id is None:
         return
-    if not request_id or not all(letter.isalnum() or letter in "-_." for letter in request_id) or request_id[0] == ".":
-        raise InputError("a request ID of letters, digits, '-', '_' and '.'", repr(request_id), "choose another")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", request_id):
+        raise InputError("a request ID of up to 128 letters, digits, '-', '_', '.'", repr(request_id), "choose another")
     if request_id not in {request.request_id for _, request in workspace.book.requests()}:
         return
     if target.records or request_id not in {request.request_id for request in target.earlier}:
@@ -237,11 +239,14 @@ def accept(
     gone = {stored.tag for stored in records}
     before, plan = _plans(workspace, gone)
     current = workspace.book.manifest()
+    namespace = workspace.pinned().namespace
+    named = {stored.record.subject for stored in records if stored.record.subject is not None}
+    owners = {subject_tag(workspace.keys, namespace, subject).hex() for subject in named}
     request = DeletionRequest(
         request_id=request_id or f"req-{uuid.uuid4().hex[:16]}",
         tags=tuple(sorted(tag.hex() for tag in gone)),
-        tombstones=tombstones(records, workspace.keys, workspace.pinned().namespace),
-        subjects=tuple(subjects),
+        tombstones=tombstones(records, workspace.keys, namespace),
+        subjects=tuple(sorted({*subjects, *owners})),
         before={} if current is None else current.to_json(),
         impact=difference(before, plan).to_json(),
     )
@@ -250,19 +255,45 @@ def accept(
     return request
 
 
-def finish_requests(session: Session, executor: Executor, trainer: SliceTrainer, report: Report) -> Reconciled:
+def unfinished_requests(workspace: Workspace) -> list[DeletionRequest]:
+    """Requests accepted and not certified, or whose certificate was lost or altered since."""
+    done = workspace.book.certificates()
+    return [
+        request
+        for _, request in workspace.book.requests()
+        if request.request_id not in done
+        or done[request.request_id].body["digest"] != certificate_digest(workspace, request.request_id)
+    ]
+
+
+def finish_requests(
+    session: Session, executor: Executor | None, trainer: SliceTrainer | None, report: Report
+) -> Reconciled:
     """Forget, relearn and certify for every accepted request, and train what else is missing.
 
-    The caller drives the workspace.
+    The caller drives the workspace. A request is certified once all shards it hit are whole again;
+    what another shard's failure holds back is in the result's ``errors``.
+
+    Raises:
+        OperationError: if the trainer cannot be had; forgetting is done by then.
+        LawViolationError: if the law does not hold; nothing is certified then.
     """
     workspace = session.workspace
-    pending = workspace.book.unfinished()
+    pending = unfinished_requests(workspace)
     if pending:
         _forget(workspace, tuple(request.request_id for request in pending))
-    reconciled = reconcile(workspace, executor, trainer, report)
-    if pending:
-        workspace.sweep()  # a worker that died in this run may have left something
-        completing = frozenset(request.request_id for request in pending)
+    try:
+        trainer = trainer or session.trainer()
+    except InputError as error:
+        if not pending:
+            raise
+        remedy = f"{error.remedy}; then run `sisa train`. The records are forgotten already"
+        raise OperationError(error.expected, error.found, remedy) from error
+    reconciled = reconcile(workspace, executor or session.executor(), trainer, report)
+    workspace.sweep()  # a worker that died in this run may have left something
+    complete = [request for request in pending if _is_relearnt(workspace, request)]
+    if complete:
+        completing = frozenset(request.request_id for request in complete)
         failed = [check for check in check_law(workspace, completing=completing) if check.outcome != "passed"]
         if failed:
             raise LawViolationError(
@@ -270,50 +301,36 @@ def finish_requests(session: Session, executor: Executor, trainer: SliceTrainer,
                 failed[0].detail,
                 "nothing was certified; run `sisa audit --all` and report this",
             )
-        for request in pending:
+        for request in complete:
             issue(session, request)
     return reconciled
 
 
+def _is_relearnt(workspace: Workspace, request: DeletionRequest) -> bool:
+    """Are all shards that a request hit trained as far as their records go?"""
+    hit = {shard["shard"] for shard in request.impact["shards"]}
+    live = workspace.book.live()
+    return all(step.key in live for chain in workspace.plan().chains if chain.shard in hit for step in chain.steps)
+
+
 def _forget(workspace: Workspace, request_ids: tuple[str, ...]) -> None:
-    """Erase tombstoned records from the vault, then purge every checkpoint that saw one."""
+    """Erase tombstoned records from the vault, then purge every checkpoint that saw one.
+
+    A checkpoint that saw one cannot be in the plan of the surviving records, whose keys cover every
+    record trained; so this needs no evidence of what was seen. (The law asks that evidence again.)
+    """
     forgotten = workspace.book.tombstones()
     held = workspace.vault.tags(workspace.book.parts())
     hit = {part.file: part for tag, part in held.items() if tag in forgotten}
     if hit:
         added = [new for part in hit.values() for new in workspace.vault.rewrite_without(part, forgotten)]
-        workspace.ledger.append(
-            [
-                (
-                    book.ERASURE,
-                    {
-                        "added": [part.to_json() for part in added],
-                        "removed": sorted(hit),
-                        "digests": sorted(part.digest for part in hit.values()),
-                        "requests": list(request_ids),
-                        "method": "rewrite and unlink",
-                    },
-                )
-            ]
-        )
-    purge(workspace, _stained(workspace, forgotten), request_ids)
+        erasure = {
+            "added": [part.to_json() for part in added],
+            "removed": sorted(hit),
+            "digests": sorted(part.digest for part in hit.values()),
+            "requests": list(request_ids),
+            "method": "rewrite and unlink",
+        }
+        workspace.ledger.append([(book.ERASURE, erasure)])
+    purge(workspace, frozenset(workspace.book.live()) - frozenset(workspace.plan().steps()), request_ids)
     workspace.sweep()
-
-
-def _stained(workspace: Workspace, forgotten: frozenset[bytes]) -> frozenset[str]:
-    """Live checkpoints that saw a forgotten record.
-
-    One whose evidence of what it saw is damaged counts as stained unless the survivors' plan has
-    it: its key is made of the records in its lineage, so then they all survive.
-    """
-    planned = workspace.plan().steps()
-    stained: set[str] = set()
-    for stored in workspace.book.checkpoints():  # parents come before their children
-        checkpoint = stored.checkpoint
-        try:
-            saw_it = bool(workspace.trained_tags(checkpoint.seen) & forgotten)
-        except IntegrityError:
-            saw_it = checkpoint.key not in planned
-        if saw_it or checkpoint.link.parent in stained:
-            stained.add(checkpoint.key)
-    return frozenset(stained & workspace.book.live().keys())

@@ -14,7 +14,10 @@ from shards.digest import derive
 from sisa.config import Recipe
 
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
-_SWITCHES = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
+_SWITCHES = (
+    "ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE",
+)  # fmt: skip
 
 
 @lru_cache
@@ -28,7 +31,7 @@ def environment_facts(device: str) -> dict[str, str]:
 
     facts = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     facts |= {"machine": platform.machine(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
-    facts |= {"cpu_vendor": _cpu_vendor()} | {name: os.environ.get(name, "") for name in _SWITCHES}
+    facts |= _processor() | {name: os.environ.get(name, "") for name in _SWITCHES}
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         facts |= {
@@ -47,13 +50,16 @@ def _fix_cublas(device: str) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def _cpu_vendor() -> str:
-    """The maths libraries choose kernels by vendor as well as by instruction set."""
+def _processor() -> dict[str, str]:
+    """Vendor and vector instructions: the maths libraries choose their kernels by both."""
     try:
-        with Path("/proc/cpuinfo").open() as lines:
-            return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
+        return {"cpu_vendor": platform.processor(), "cpu_vectors": ""}
+    entries = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = entries.get("flags", entries.get("Features", "")).split()
+    vectors = sorted(flag for flag in flags if flag.startswith(("avx", "amx", "fma", "sve", "asimd")))
+    return {"cpu_vendor": entries.get("vendor_id", ""), "cpu_vectors": " ".join(vectors)}
 
 
 def seed_number(seed: bytes, purpose: str) -> int:

@@ -121,5 +121,11 @@ def _rendered(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizer
             "none",
             "add one to the base model's directory, or use prompt/completion records",
         )
+    if "strftime_now" in str(tokenizer.chat_template):
+        raise ConfigError(
+            "a chat template that depends on the messages alone",
+            "one that reads the clock (strftime_now)",
+            "write a fixed date into the template of the base model's directory",
+        )
     text: Any = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation)
     return str(text)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from shards import book
-from shards.digest import bytes_digest
+from shards.digest import keyed
 from shards.files import replace_file
+from shards.manifest import Head
 from sisa.session import Session
 
 
@@ -19,16 +21,21 @@ def export_records(session: Session, file: Path) -> int:
     """
     records = [stored.record for stored in session.workspace.survivors()]
     lines = [json.dumps(record.to_json(), ensure_ascii=False, sort_keys=False) + "\n" for record in records]
-    replace_file(file, "".join(lines).encode())
+    replace_file(file, "".join(lines).encode(), private=True)
     return len(records)
 
 
-def register_derived(session: Session, kind: str, data: bytes) -> None:
-    """Record that something made from the served heads left the workspace.
+def register_derived(session: Session, kind: str, data: bytes, parents: Sequence[Head]) -> None:
+    """Record that something made from served heads left the workspace.
 
     An audit of a record then names it, and so does the certificate of a later deletion.
+
+    Args:
+        session: an open session.
+        kind: what it is, for instance ``predictions``.
+        data: its bytes; only a keyed digest of them is kept.
+        parents: the heads it was made from.
     """
-    manifest = session.workspace.book.manifest()
-    parents = [head.checkpoint for head in manifest.heads] if manifest is not None else []
-    body = {"kind": kind, "digest": bytes_digest(data), "parents": parents}
+    mark = keyed(session.workspace.keys.fingerprint, "derived", data).hex()
+    body = {"kind": kind, "keyed_digest": mark, "parents": [head.checkpoint for head in parents]}
     session.workspace.ledger.append([(book.DERIVED, body)])

@@ -63,9 +63,8 @@ def ingest(
 def take_in(session: Session, data: Sequence[Path], trainer: SliceTrainer, *, strict: bool) -> Ingested:
     """:func:`ingest` for a caller that drives the workspace already."""
     workspace, recipe = session.workspace, session.recipe
-    files = list(data) or [Path(name) for name in session.options.data]
-    if not files:
-        raise InputError("data files", "none registered in sisa.yaml and none named", "name some with --data")
+    session.refuse_other_recipe()
+    files = list(data) or _registered(session)
     incoming = read_records(files, recipe.task, columns=session.options.columns, labels=recipe.labels or None)
     forgotten = workspace.book.tombstones()
     held = {stored.record.id: stored for stored in workspace.survivors()}
@@ -103,6 +102,16 @@ def take_in(session: Session, data: Sequence[Path], trainer: SliceTrainer, *, st
     ingested = Ingested(len(new), unchanged, tombstoned, sum(stored.truncated for stored in new))
     commit(session, new, ingested)
     return ingested
+
+
+def _registered(session: Session) -> list[Path]:
+    """The registered files. Once records are held, a file that is gone holds nothing new."""
+    files = [Path(name) for name in session.options.data]
+    if session.workspace.book.pinned() is not None:
+        return [file for file in files if file.exists()]
+    if not files:
+        raise InputError("data files", "none registered in sisa.yaml and none named", "name some with --data")
+    return files
 
 
 def _difference(item: Incoming, held: Record) -> str:

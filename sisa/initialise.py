@@ -13,8 +13,8 @@ from shards.files import TEMPORARY, storage
 from shards.keys import create_root, read_root
 from shards.records import read_records
 from shards.workspace import CONFIG_FILE, Workspace
-from sisa.base_model import PACKAGED, locate, model_digests
-from sisa.config import Settings, known_keys, make_settings, read_settings, write_settings
+from sisa.base_model import PACKAGED, locate, model_digests, pinned_path
+from sisa.config import Settings, make_settings, read_settings, write_settings
 from sisa.signing import create_signing_key
 
 
@@ -46,6 +46,8 @@ def initialise(
     given |= {name: value for name, value in flags.items() if value is not None}
     if (directory / CONFIG_FILE).exists():
         raise InputError(f"no workspace in {directory} yet", CONFIG_FILE, "choose another directory")
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"a new directory {directory}", "a file of that name", "choose another directory")
     if directory.exists() and any(directory.iterdir()):
         raise InputError(f"an empty or new directory {directory}", "files in it", "choose another directory")
     if keys_from is not None:
@@ -79,8 +81,7 @@ def _proposed(directory: Path, given: Mapping[str, Any], data: Sequence[Path]) -
             raise ConfigError("--base-model PATH_OR_ID for causal-lm", "none", "name a causal language model")
         values["base_model"] = PACKAGED
     path = locate(str(values["base_model"]))
-    if values["base_model"] != PACKAGED and Path(str(values["base_model"])).is_dir():
-        values["base_model"] = str(path.resolve())
+    values["base_model"] = _stable(str(values["base_model"]))
     weights, tokenizer = model_digests(path)
     pinned = {"base_model_digest": weights, "tokenizer_digest": tokenizer, "namespace": directory.resolve().name}
     values = pinned | values
@@ -96,18 +97,31 @@ def _proposed(directory: Path, given: Mapping[str, Any], data: Sequence[Path]) -
 
 
 def _taken_over(source: Path, given: Mapping[str, Any], data: Sequence[Path]) -> Settings:
-    if not (source / CONFIG_FILE).is_file():
-        raise InputError(f"a workspace in {source}", f"no {CONFIG_FILE}", "name the workspace to take the keys from")
+    """The other workspace's settings: its recipe as pinned, its options but for data and columns."""
+    workspace = Workspace.open(source)
+    try:
+        pinned = workspace.book.pinned()
+    finally:
+        workspace.close()
     theirs = read_settings(source, {})
-    original = theirs.recipe.to_json()
-    against = {key: value for key, value in given.items() if key in original and key in known_keys()}
-    merged = make_settings({**original, **theirs.options.model_dump(mode="json"), **given}, "the arguments of init")
-    wrong = [key for key in against if merged.recipe.to_json()[key] != original[key]]
+    original = theirs.recipe.to_json() if pinned is None else pinned.recipe
+    # Exported records have our own column names, whatever the files of the other workspace had.
+    options = theirs.options.model_dump(mode="json") | {"data": [str(file.resolve()) for file in data], "columns": {}}
+    options["base_model"] = _stable(str(given.get("base_model", options["base_model"])))
+    merged = make_settings({**original, **options, **given, "base_model": options["base_model"]}, "the arguments")
+    wrong = [key for key in given if key in original and merged.recipe.to_json()[key] != original[key]]
     if wrong:
         raise ConfigError(
             f"the recipe of {source}: " + ", ".join(f"{key}={original[key]}" for key in wrong),
-            ", ".join(f"{key}={against[key]}" for key in wrong),
+            ", ".join(f"{key}={given[key]}" for key in wrong),
             "leave these flags out; --keys-from takes the whole recipe",
         )
-    files = [str(file.resolve()) for file in data]
-    return Settings(recipe=merged.recipe, options=merged.options.model_copy(update={"data": tuple(files)}))
+    if "base_model" in given:
+        pinned_path(merged.recipe, merged.options.base_model)
+    return merged
+
+
+def _stable(base_model: str) -> str:
+    """A base model's name that means the same from another directory."""
+    path = Path(base_model)
+    return str(path.resolve()) if base_model != PACKAGED and path.is_dir() else base_model

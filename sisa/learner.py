@@ -15,8 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from orchestration.executor import WEIGHTS_FILE, Fit, Lesson
+from jinja2 import TemplateError
+
+from orchestration.executor import Fit, Lesson
 from shards.records import Record
+from shards.workspace import WEIGHTS_FILE
 from sisa.base_model import load_tokenizer
 from sisa.config import Recipe
 from sisa.determinism import environment_facts, reproducible, seed_number
@@ -45,7 +48,10 @@ class LoraTrainer:
 
     def examine(self, record: Record) -> Fit:
         """Can a record be trained, and is it cut?"""
-        example = encode(record, self.recipe, load_tokenizer(self.recipe, self.base_model))
+        try:
+            example = encode(record, self.recipe, load_tokenizer(self.recipe, self.base_model))
+        except TemplateError as error:
+            return Fit(f"the chat template refuses it ({error})", truncated=False)
         if example.tokens and example.trainable:
             return Fit("", example.truncated)
         within = f" within max_length={self.recipe.max_length}" if example.truncated else ""

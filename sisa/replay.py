@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from orchestration.executor import Executor, SliceTrainer, environment_difference
+from orchestration.executor import Executor, Outcome, SliceTrainer, environment_difference
+from orchestration.reconcile import Progress
 from orchestration.schedule import schedule
 from shards.checks import Check, judged, unchecked
+from shards.lineage import Checkpoint
 from shards.plan import Plan
 from shards.workspace import Workspace
 from sisa.session import Report, silent
@@ -37,8 +39,6 @@ def replay(
     Returns:
         One check per shard.
     """
-    from orchestration.reconcile import Progress
-
     plan = workspace.plan()
     live = workspace.book.live()
     wanted = frozenset(shards)
@@ -57,6 +57,7 @@ def replay(
         else:
             chains.append(chain)
     problems: dict[int, list[str]] = {chain.shard: [] for chain in chains}
+    hindered: dict[int, str] = {}
     total = sum(len(chain.steps) for chain in chains)
     done = 0
     with tempfile.TemporaryDirectory(prefix="sisa-replay-") as scratch:
@@ -65,20 +66,31 @@ def replay(
         for outcome in executor.run(orders, trainer, workspace.path, Path(scratch)):
             done += 1
             report(Progress(done, total, outcome))
-            if outcome.checkpoint is None:
-                problems[outcome.shard].append(f"could not be replayed: {outcome.error}")
-                continue
-            stored = live.get(outcome.checkpoint.key)
-            found = None if stored is None else stored.tensors
-            if found != outcome.checkpoint.tensors:
-                problems[outcome.shard].append(
-                    f"slice {outcome.checkpoint.link.slice}: replayed tensors {outcome.checkpoint.tensors[:16]}, "
-                    f"stored {found and found[:16]}"
-                )
+            problem, hindrance = _compared(outcome, live)
+            problems[outcome.shard] += [problem] if problem else []
+            hindered |= {outcome.shard: hindrance} if hindrance else {}
     for chain in chains:
         evidence = f"{len(chain.steps)} steps trained anew, every tensor equal"
+        if chain.shard in hindered and not problems[chain.shard]:
+            checks.append(unchecked(level, _name(chain.shard), hindered[chain.shard]))
+            continue
         checks.append(judged(level, _name(chain.shard), problems[chain.shard], evidence))
     return checks
+
+
+def _compared(outcome: Outcome, live: Mapping[str, Checkpoint]) -> tuple[str, str]:
+    """(what is wrong, why it cannot be said) of one step trained anew; both empty if it is equal."""
+    made = outcome.checkpoint
+    if made is None:
+        return "", f"could not be replayed: {outcome.error}"
+    stored = live.get(made.key)
+    if stored is not None and stored.environment != made.environment:
+        difference = environment_difference(stored.environment, made.environment)
+        return "", f"not comparable, another environment class: {difference}"
+    found = "nothing" if stored is None else stored.tensors
+    if found == made.tensors:
+        return "", ""
+    return f"slice {made.link.slice}: replayed tensors {made.tensors[:16]}, stored {found[:16]}", ""
 
 
 def _name(shard: int) -> str:

@@ -49,6 +49,23 @@ class Session:
             check_recipe(self.recipe, str(path))
         return LoraTrainer(self.recipe, str(path))
 
+    def refuse_other_recipe(self) -> None:
+        """Hold the recipe against the pinned one; asked again once a driver has the lock.
+
+        Raises:
+            RecipeMismatchError: naming the keys that differ.
+        """
+        pinned = self.workspace.book.pinned()
+        if pinned is None or pinned.digest == self.recipe.digest:
+            return
+        now = self.recipe.to_json()
+        keys = [key for key in now.keys() | pinned.recipe.keys() if now.get(key) != pinned.recipe.get(key)]
+        raise RecipeMismatchError(
+            "the recipe pinned at the first ingest: " + ", ".join(f"{k}={pinned.recipe.get(k)}" for k in sorted(keys)),
+            ", ".join(f"{key}={now.get(key)}" for key in sorted(keys)),
+            "put sisa.yaml back, or make a new workspace for another recipe",
+        )
+
     def executor(self) -> Executor:
         """The executor that the options name."""
         if self.options.executor == "inline":
@@ -83,20 +100,8 @@ def open_session(path: Path, overrides: Iterable[str] = (), **options: Any) -> I
     try:
         given = {name: value for name, value in options.items() if value is not None}
         settings = read_settings(workspace.path, {**parse_overrides(overrides), **given})
-        _refuse_other_recipe(workspace, settings.recipe)
-        yield Session(workspace, settings.recipe, settings.options)
+        session = Session(workspace, settings.recipe, settings.options)
+        session.refuse_other_recipe()
+        yield session
     finally:
         workspace.close()
-
-
-def _refuse_other_recipe(workspace: Workspace, recipe: Recipe) -> None:
-    pinned = workspace.book.pinned()
-    if pinned is None or pinned.digest == recipe.digest:
-        return
-    now = recipe.to_json()
-    keys = [key for key in now.keys() | pinned.recipe.keys() if now.get(key) != pinned.recipe.get(key)]
-    raise RecipeMismatchError(
-        "the recipe pinned at the first ingest: " + ", ".join(f"{k}={pinned.recipe.get(k)}" for k in sorted(keys)),
-        ", ".join(f"{key}={now.get(key)}" for key in sorted(keys)),
-        "put sisa.yaml back, or make a new workspace for another recipe",
-    )

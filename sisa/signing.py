@@ -68,6 +68,12 @@ def sign(payload: bytes, directory: Path) -> dict[str, Any]:
         raise StorageError(
             f"a signing key in {directory / PRIVATE_FILE}", str(error), "restore it; certificates need it"
         ) from error
+    if not isinstance(private, Ed25519PrivateKey):
+        raise StorageError(
+            f"an Ed25519 signing key in {directory / PRIVATE_FILE}",
+            type(private).__name__,
+            "restore the operator's key",
+        )
     envelope = Envelope(payload, PAYLOAD_TYPE, {})
     envelope.sign(CryptoSigner(private))
     signed: dict[str, Any] = envelope.to_dict()

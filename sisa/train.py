@@ -77,5 +77,6 @@ def train(
         session.workspace.pinned()
         if restart_shards:
             restart_foreign(session.workspace, trainer.environment())
-        reconciled = finish_requests(session, executor or session.executor(), trainer, report)
+        reconciled = finish_requests(session, executor, trainer, report)
+    reconciled.raise_errors()
     return Trained(ingested, reconciled)

@@ -20,18 +20,20 @@ from typing import Any, Literal
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import FormatError
 
+from shards.book import CHANGING
 from shards.checks import Check, judged, unchecked
+from shards.deletion import DeletionRequest
 from shards.digest import bytes_digest, parse_json, tensor_digest
 from shards.errors import InputError, IntegrityError, SisaError
 from shards.law import check_law
+from shards.ledger import Fact
 from shards.lineage import Link, check_chain
 from shards.manifest import ModelManifest
-from shards.workspace import Workspace
-from sisa.certificate import PREDICATE_TYPE, STATEMENT_TYPE
+from shards.workspace import WEIGHTS_FILE, Workspace
+from sisa.certificate import PREDICATE_TYPE, STATEMENT_TYPE, statement
 from sisa.signing import PAYLOAD_TYPE, PUBLIC_FILE, read_public_key, verify_signature
 
 MAX_BYTES = 256 * 2**20
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 ReplayScope = Literal["affected", "full"]
 Replayer = Callable[[Workspace, list[int], str], list[Check]]
@@ -201,30 +203,93 @@ def _document(predicate: dict[str, Any]) -> list[Check]:
 
 
 def _against_workspace(workspace: Workspace, data: bytes, predicate: dict[str, Any]) -> list[Check]:
+    ledger = _against_ledger(workspace, data, predicate)
+    if any(check.outcome == "failed" for check in ledger):
+        return [*ledger, unchecked("V2", "what the workspace stores", "the ledger does not bear the certificate out")]
+    forgotten = {bytes.fromhex(tag) for tag in predicate["request"]["tombstones"]}
+    checks = [*ledger, _heads_on_disk(workspace, predicate), _absence(workspace, forgotten), _records(workspace)]
+    return checks + [Check("V2", check.name, check.outcome, check.detail) for check in check_law(workspace)]
+
+
+def _against_ledger(workspace: Workspace, data: bytes, predicate: dict[str, Any]) -> list[Check]:
+    """Is every claim what the ledger's facts say? Nothing is believed because it is signed."""
     request_id = predicate["request"]["id"]
-    pinned = workspace.pinned()
+    name = "the workspace's ledger names this certificate"
     recorded = workspace.book.certificates().get(request_id)
+    pinned = workspace.pinned()
     problems = []
     if (pinned.digest, pinned.keys) != (predicate["recipe"], predicate["keys"]):
         problems.append("it is about another recipe or other keys")
     if recorded is None or recorded.body["digest"] != bytes_digest(data):
         problems.append("the ledger does not name these bytes")
-    tombstones = {tag.hex() for tag in workspace.book.tombstones()}
-    missing = sorted(set(predicate["request"]["tombstones"]) - tombstones)
-    forgotten = {bytes.fromhex(tag) for tag in predicate["request"]["tombstones"]}
-    checks = [
-        judged("V1", "the workspace's ledger names this certificate", problems, f"request {request_id}"),
-        _heads_on_disk(workspace, predicate),
-        judged(
-            "V2",
-            "the request's tombstones hold",
-            [f"tombstone {tag[:12]} is gone" for tag in missing],
-            f"{len(forgotten)} tags",
-        ),
-        _absence(workspace, forgotten),
-        _records(workspace),
+    found = [(fact, request) for fact, request in workspace.book.requests() if request.request_id == request_id]
+    known = judged("V1", name, problems, f"request {request_id}")
+    gone = set(predicate["request"]["tombstones"]) - {tag.hex() for tag in workspace.book.tombstones()}
+    missing = [f"tombstone {tag[:12]} is gone" for tag in sorted(gone)]
+    missing += [] if found else [f"no request {request_id} in the ledger"]
+    tombstones = judged(
+        "V2", "the request's tombstones hold", missing, f"{len(predicate['request']['tombstones'])} tags"
+    )
+    if recorded is None or not found:
+        return [known, tombstones]
+    accepted, request = found[0]
+    return [
+        known,
+        tombstones,
+        _claims(workspace, predicate, accepted, request),
+        _rebuilt(workspace, predicate, recorded, request),
     ]
-    return checks + [Check("V2", check.name, check.outcome, check.detail) for check in check_law(workspace)]
+
+
+def _claims(workspace: Workspace, predicate: dict[str, Any], accepted: Fact, request: DeletionRequest) -> Check:
+    """The claims that hold for good, whatever happened in the workspace since."""
+    facts = {
+        "request": {
+            "id": request.request_id,
+            "accepted": accepted.created,
+            "tags": list(request.tags),
+            "tombstones": list(request.tombstones),
+        },
+        "before": request.before,
+        "impact": request.impact,
+    }
+    problems = [f"{name} is not what was accepted" for name, value in facts.items() if predicate[name] != value]
+    if not request.tags or not set(request.tags) <= set(request.tombstones):
+        problems.append("the request names no record, or one without a tombstone")
+    served = [fact.body for fact, _ in workspace.book.manifests() if fact.seq > accepted.seq]
+    if predicate["after"] not in served:
+        problems.append("the certified heads were never served after the request")
+    tensors = {(stored.checkpoint.key, stored.checkpoint.tensors) for stored in workspace.book.checkpoints()}
+    links = [link for lineage in predicate["lineages"] for link in lineage["links"]]
+    problems += [
+        f"checkpoint {link['key'][:12]} never had these tensors" for link in links if _trained(link) not in tensors
+    ]
+    if not predicate["not_claimed"] or any(check["outcome"] != "passed" for check in predicate["law"]):
+        problems.append("it lacks what is not claimed, or was signed although the law did not hold")
+    return judged(
+        "V1", "its claims are the ledger's facts", problems, f"{len(request.tags)} records, {len(links)} steps"
+    )
+
+
+def _trained(link: dict[str, Any]) -> tuple[str, str]:
+    return link["key"], link["tensors"]
+
+
+def _rebuilt(workspace: Workspace, predicate: dict[str, Any], recorded: Fact, request: DeletionRequest) -> Check:
+    """While nothing has changed since, the whole certificate follows from what is stored."""
+    name = "the certificate, derived anew from what is stored, is the same"
+    later = [fact for fact in workspace.ledger.facts(*CHANGING) if fact.seq > recorded.seq]
+    if later:
+        return unchecked("V1", name, f"the workspace has moved on since ({len(later)} later facts)")
+    try:
+        document = statement(workspace, request)
+    except SisaError as error:
+        return judged("V1", name, [f"it cannot be derived: expected {error.expected}, found {error.found}"], "")
+    anew = document["predicate"] | {"subject": document["subject"]}
+    different = sorted(key for key in anew.keys() | predicate.keys() if anew.get(key) != predicate.get(key))
+    # When, by which version, and how the law put its evidence may differ; the law is asked below.
+    told = [key for key in different if key not in ("issued", "issuer", "law")]
+    return judged("V1", name, [f"{key} differs" for key in told], f"{len(anew)} fields")
 
 
 def _heads_on_disk(workspace: Workspace, predicate: dict[str, Any]) -> Check:
@@ -291,6 +356,13 @@ def _records(workspace: Workspace) -> Check:
 
 
 def _replayed(workspace: Workspace, predicate: dict[str, Any], scope: ReplayScope, replayer: Replayer) -> list[Check]:
-    hit = [shard["shard"] for shard in predicate["impact"]["shards"]]
-    everything = [lineage["shard"] for lineage in predicate["lineages"]]
-    return replayer(workspace, hit if scope == "affected" else everything, "V3" if scope == "affected" else "V4")
+    """Train shards anew: those that the ledger says the request hit, or every shard there is."""
+    level, everything = ("V3" if scope == "affected" else "V4"), [chain.shard for chain in workspace.plan().chains]
+    hit = [
+        shard["shard"]
+        for _, request in workspace.book.requests()
+        if request.request_id == predicate["request"]["id"]
+        for shard in request.impact["shards"]
+    ]
+    checks = replayer(workspace, hit if scope == "affected" else everything, level)
+    return checks or [judged(level, "the training, run anew, gives the same bits", ["no shard to replay"], "")]
