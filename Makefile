@@ -30,11 +30,11 @@ format: $(VENV)/dev ## mend what can be mended by itself
 
 bench: $(VENV)/dev ## measure; needs BANKING77=a directory with Banking77's train.csv
 	@test -n "$(BANKING77)" || { echo "expected BANKING77=DIR with Banking77's train.csv; found nothing; see docs/benchmarks.md"; exit 2; }
-	$(BIN)/python benchmarks/deletion_cost.py --data "$(BANKING77)" --out benchmarks/results/deletion_cost.json
+	$(BIN)/python -m benchmarks.deletion_cost --data "$(BANKING77)" --out benchmarks/results/deletion_cost.json
 	$(MAKE) tables
 
 tables: $(VENV)/dev ## write the benchmark tables into README.md and docs/
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.tables
 
 $(VENV)/pyvenv.cfg:
 	@command -v $(PYTHON) >/dev/null || { echo "expected Python 3.11 or newer as '$(PYTHON)'; found none; install it or run make PYTHON=/path/to/python"; exit 1; }

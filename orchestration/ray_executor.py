@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orchestration.executor import ChainOrder, Outcome, SliceTrainer, StepOrder, failure, order, perform
-from shards.errors import SisaError, StepFailedError
+from shards.errors import OperationError, SisaError, StepFailedError
 from shards.lineage import Checkpoint
 
 _TRIES = 3
@@ -61,11 +61,12 @@ class RayExecutor:
         workers: how many steps run at once.
         address: of a running cluster; None starts a local one for the duration, unless this process
             is connected to a cluster already.
-        gpus_per_worker: GPUs reserved by each worker.
+        cpus_per_worker, gpus_per_worker: reserved by each worker.
     """
 
     workers: int
     address: str | None = None
+    cpus_per_worker: int = 1
     gpus_per_worker: float = 0
 
     def run(
@@ -117,7 +118,7 @@ class RayExecutor:
                     begin(self._start(trainer))
 
     def _start(self, trainer: SliceTrainer) -> Any:
-        options = {"num_cpus": 1, "num_gpus": self.gpus_per_worker}
+        options = {"num_cpus": self.cpus_per_worker, "num_gpus": self.gpus_per_worker}
         return ray.remote(Worker).options(**options).remote(trainer)
 
     def _outcome(self, ready: Any, run: _Run) -> Outcome | None:
@@ -145,12 +146,16 @@ class RayExecutor:
             yield
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        local = (
-            {}
-            if self.address
-            else {"num_cpus": self.workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        )
-        ray.init(address=self.address or "local", log_to_driver=False, logging_level="error", **local)
+        local: dict[str, Any] = {}
+        if self.address is None:
+            cpus = self.workers * self.cpus_per_worker
+            local = {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        try:
+            ray.init(address=self.address or "local", log_to_driver=False, logging_level="error", **local)
+        except ConnectionError as error:
+            raise OperationError(
+                f"a Ray cluster at {self.address or 'this machine'}", str(error), "check --ray-address and the cluster"
+            ) from error
         try:
             yield
         finally:

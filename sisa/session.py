@@ -79,6 +79,7 @@ class Session:
         return RayExecutor(
             workers=self.options.workers,
             address=self.options.ray_address,
+            cpus_per_worker=self.recipe.threads,
             gpus_per_worker=1 if self.recipe.device == "cuda" else 0,
         )
 

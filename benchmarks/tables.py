@@ -1,0 +1,194 @@
+"""Write the committed results into the documents: ``python -m benchmarks.tables [--check]``.
+
+A table stands between ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` and is never edited by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = ("README.md", "docs/benchmarks.md")
+
+
+def deletion_cost(result: dict[str, Any]) -> str:
+    """What was asked, what was measured, and whether it holds; one line each."""
+    lines = []
+    for counted in result["passes"]:
+        wanted = counted["formula"]
+        deviation = counted["largest_deviation"]
+        lines.append(
+            [
+                f"one deletion, sample passes, rehearsal {counted['rehearsal']:g}",
+                f"{wanted:.1f}x less than full retraining, within 5 %",
+                (
+                    f"{counted['ratio']:.2f}x ({len(counted['placements'])} placement keys, "
+                    f"{counted['ratio_lowest']:.2f} to {counted['ratio_highest']:.2f})"
+                ),
+                _holds(deviation <= 0.05),
+            ]
+        )
+    for timed in result["core_seconds"]:
+        least = 0.8 * timed["formula"]
+        lines.append(
+            [
+                (
+                    f"one deletion, core-seconds, rehearsal {timed['rehearsal']:g} "
+                    f"({timed['records']:,} records, {len(timed['deletions'])} deletions)"
+                ),
+                f"at least {least:.1f}x less (0.8 of {timed['formula']:.1f}x)",
+                (
+                    f"{timed['core_second_ratio']:.2f}x (their passes {timed['pass_ratio']:.2f}x, "
+                    f"wall-clock {timed['wall_second_ratio']:.2f}x)"
+                ),
+                _holds(timed["core_second_ratio"] >= least),
+            ]
+        )
+    rates, sizes = result["throughput"], result["memory"]
+    lines.append(
+        [
+            "training, records per core-second, against a plain transformers + PEFT loop",
+            "at least 1.0 of it",
+            (
+                f"{rates['ratio']:.3f} ({rates['ratio_lowest']:.3f} to {rates['ratio_highest']:.3f} in "
+                f"{len(rates['pairs'])} pairs; {rates['ours']:.1f} against {rates['plain']:.1f})"
+            ),
+            _holds(rates["ratio"] >= 1),
+        ]
+    )
+    for name, what in (("step", "a process with our step alone"), ("ray", "a Ray worker process")):
+        lines.append(
+            [
+                f"peak memory, {what}, against that loop's process",
+                "at most 1.3 of it",
+                (
+                    f"{sizes[f'ratio_{name}']:.3f} ({_mib(sizes['peak_bytes'][name])} against "
+                    f"{_mib(sizes['peak_bytes']['plain'])})"
+                ),
+                _holds(sizes[f"ratio_{name}"] <= 1.3),
+            ]
+        )
+    return _table(["question", "wanted", "measured", "holds"], lines)
+
+
+def deletion_cost_details(result: dict[str, Any]) -> str:
+    """Each deletion that was really made, and what is paid apart from it."""
+    lines = []
+    for timed in result["core_seconds"]:
+        rehearsal = f"{timed['rehearsal']:g}"
+        for name, figures in [
+            ("train everything", timed["full"]),
+            *((f"delete from shard {each['shard']}, slice {each['slice']}", each) for each in timed["deletions"]),
+        ]:
+            lines.append(
+                [
+                    rehearsal,
+                    name,
+                    f"{figures['passes']:,}",
+                    f"{figures['core_seconds']:.1f}",
+                    f"{figures['core_seconds'] - figures['core_seconds_in_steps']:.1f}",
+                    f"{figures['wall_seconds']:.1f}",
+                ]
+            )
+    return _table(
+        ["rehearsal", "what", "sample passes", "core-seconds", "of these outside training steps", "wall seconds"], lines
+    )
+
+
+def deletion_cost_environment(result: dict[str, Any]) -> str:
+    """Where it was measured, and the figures that explain the others."""
+    where = result["environment"]
+    starts = {
+        kind: [run["core_seconds_before_training"] for run in result["memory"]["processes"] if run["what"] == kind]
+        for kind in ("step", "plain")
+    }
+    loads = [pair["load_average"][0] for pair in result["throughput"]["pairs"]]
+    loads += [timed["load_average_at_end"][0] for timed in result["core_seconds"]]
+    single = {f"{counted['rehearsal']:g}": counted for counted in result["passes"]}
+    lines = [
+        ["command", f"`{result['command']}`"],
+        ["date", where["date"]],
+        ["processor", f"{where['processor']}, {where['cores']} cores, {where['cpu_capability']}"],
+        ["threads per process", str(result["settings"]["threads"])],
+        ["load average (1 minute) while measuring", f"{min(loads):.1f} to {max(loads):.1f}"],
+        [
+            "libraries",
+            (
+                f"Python {where['python']}, torch {where['torch']}, transformers {where['transformers']}, "
+                f"peft {where['peft']}"
+            ),
+        ],
+        [
+            "start-up, not in the figures above: imports and loading the base",
+            f"{min(starts['step']):.1f} core-seconds (plain loop {min(starts['plain']):.1f})",
+        ],
+        [
+            "one deletion against one pass of an unsharded model over all records",
+            ", ".join(
+                f"{counted['ratio_to_one_pass_over_all_records']:.1f}x less with rehearsal {rehearsal}"
+                for rehearsal, counted in single.items()
+            ),
+        ],
+    ]
+    return _table(["", ""], lines)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "deletion_cost": deletion_cost,
+    "deletion_cost_details": deletion_cost_details,
+    "deletion_cost_environment": deletion_cost_environment,
+}
+
+
+def _holds(condition: bool) -> str:
+    return "yes" if condition else "**no**"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def filled(text: str) -> str:
+    """The document with each of its tables made anew from the results.
+
+    Raises:
+        ValueError: if a table's opening marker has no closing one.
+    """
+    result = json.loads((RESULTS / "deletion_cost.json").read_text())
+    for name, render in TABLES.items():
+        opening, closing = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
+        if opening not in text:
+            continue
+        before, _, rest = text.partition(opening)
+        _, found, after = rest.partition(closing)
+        if not found:
+            raise ValueError(f"{opening} without {closing}")
+        text = f"{before}{opening}\n{render(result)}\n{closing}{after}"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a document is out of date")
+    check = parser.parse_args().check
+    stale = [name for name in DOCUMENTS if (text := (ROOT / name).read_text()) != filled(text)]
+    for name in stale:
+        if not check:
+            (ROOT / name).write_text(filled((ROOT / name).read_text()))
+        print(f"{name} {'is out of date' if check else 'written'}")
+    sys.exit(1 if check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()
