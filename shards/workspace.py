@@ -19,7 +19,7 @@ from shards import book, lock
 from shards.book import Book, Pinned
 from shards.digest import tensor_digest
 from shards.errors import InputError, IntegrityError, RecipeMismatchError
-from shards.files import storage
+from shards.files import TEMPORARY, remove, storage
 from shards.keys import Keyring, read_keyring
 from shards.layout import ShardLayout
 from shards.ledger import Ledger
@@ -64,12 +64,14 @@ class Workspace:
             raise InputError(
                 f"a workspace in {path}", f"no {CONFIG_FILE} there", "run `sisa init`, or name another with -w"
             )
-        workspace = cls(path, Ledger(path / "ledger.sqlite"), read_keyring(path / "keys"))
+        keys = read_keyring(path / "keys")
+        workspace = cls(path, Ledger(path / "ledger.sqlite"), keys)
         pinned = workspace.book.pinned()
-        if pinned is not None and pinned.keys != workspace.keys.commitment():
+        if pinned is not None and pinned.keys != keys.commitment():
+            workspace.close()
             raise RecipeMismatchError(
                 f"keys with commitment {pinned.keys[:16]} in {path / 'keys'}",
-                f"keys with commitment {workspace.keys.commitment()[:16]}",
+                f"keys with commitment {keys.commitment()[:16]}",
                 "restore the root secret that this workspace was made with",
             )
         return workspace
@@ -189,6 +191,9 @@ class Workspace:
     def sweep(self) -> list[str]:
         """Remove what killed processes left: files and objects that no fact names."""
         removed = self.vault.sweep(self.book.parts())
+        for unnamed in (self.path / "certificates").glob(f"{TEMPORARY}*"):
+            remove(unnamed)
+            removed.append(unnamed.name)
         for name in sorted(self.store.objects() - self.referenced_objects()):
             self.store.purge(name)
             removed.append(name)

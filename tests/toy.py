@@ -7,17 +7,20 @@ thousands of histories through the real ledger, vault, store, plan and reconcile
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestration.executor import WEIGHTS_FILE, Fit, Lesson
-from shards.digest import digest
+from orchestration.executor import Fit, Lesson
+from shards.digest import digest, tensor_digest
 from shards.keys import create_root
 from shards.records import Record, make_content
 from shards.vault import StoredRecord
-from shards.workspace import CONFIG_FILE, Workspace
+from shards.workspace import CONFIG_FILE, WEIGHTS_FILE, Workspace
 from sisa.config import Recipe, RunOptions
 from sisa.session import Session
 from sisa.signing import create_signing_key
@@ -33,14 +36,18 @@ class ToyTrainer:
     environment_facts: tuple[tuple[str, str], ...] = tuple(ENVIRONMENT.items())
 
     def environment(self) -> dict[str, str]:
+        """A made-up environment class."""
         return dict(self.environment_facts)
 
     def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+        """Hash what the lesson shows."""
         shown = [part for records in lesson.passes for record in records for part in (record.id, record.content)]
-        state = digest("toy", lesson.parent or b"", lesson.seed, *shown)
+        parent = "" if lesson.parent is None else tensor_digest(lesson.parent)
+        state = digest("toy", parent, lesson.seed, *shown)
         return {WEIGHTS_FILE: safetensors_of(state)}
 
     def examine(self, record: Record) -> Fit:
+        """Everything can be trained."""
         return Fit("", truncated=False)
 
 
@@ -90,3 +97,12 @@ def stored(session: Session, records: Iterable[Record]) -> list[StoredRecord]:
     """Records as the vault would hold them."""
     keys, namespace = session.workspace.keys, session.recipe.namespace
     return [StoredRecord.of(record, keys, namespace, truncated=False) for record in records]
+
+
+@contextmanager
+def memory_directory() -> Iterator[Path]:
+    """A scratch directory on a memory file system where there is one: syncs cost nothing there."""
+    shared = Path("/dev/shm")
+    root = shared if os.access(shared, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="sisa-test-", dir=root) as directory:
+        yield Path(directory)

@@ -1,0 +1,359 @@
+"""Histories of a toy workspace: what people do to it, in any order, killed anywhere.
+
+A :class:`World` plays operations on a workspace and keeps a model of what should survive; both are
+compared after every operation.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from hypothesis import strategies as st
+
+import sisa.delete as deletion
+from orchestration import reconcile
+from orchestration.executor import ChainOrder, Executor, Outcome, SliceTrainer, order, perform
+from orchestration.inline import InlineExecutor
+from shards.errors import SisaError
+from shards.files import TEMPORARY
+from shards.law import check_law
+from shards.ledger import Ledger
+from shards.lineage import Checkpoint
+from shards.records import Record
+from shards.store import Store
+from shards.vault import Vault
+from shards.workspace import Workspace
+from sisa.config import Recipe
+from sisa.export import export_records
+from sisa.ingest import ingest
+from sisa.session import Session
+from sisa.train import train
+from tests.exactness.oracle import assert_equals_fresh_run, assert_lawful
+from tests.toy import ToyTrainer, toy_record, toy_session
+
+POOL = 9
+
+
+class Killed(BaseException):
+    """The process ends here; nothing may catch it."""
+
+
+# Where a process can die: everything that makes something durable, and the step itself.
+KILL_POINTS: Mapping[str, tuple[Any, str]] = {
+    "Ledger.append": (Ledger, "append"),
+    "Store.put": (Store, "put"),
+    "Store.purge": (Store, "purge"),
+    "Vault.write": (Vault, "write"),
+    "Vault.sweep": (Vault, "sweep"),
+    "trainer.train": (ToyTrainer, "train"),
+    "publish": (reconcile, "publish"),
+    "issue": (deletion, "issue"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Die at the ``count``-th passing of a point, just before it or just after."""
+
+    point: str
+    count: int
+    after: bool
+
+
+@contextmanager
+def killing(kill: Kill | None, workspace: Path) -> Iterator[None]:
+    """Die inside, if the point is passed often enough; leave behind what SIGKILL would."""
+    if kill is None:
+        yield
+        return
+    owner, name = KILL_POINTS[kill.point]
+    original: Callable[..., Any] = getattr(owner, name)
+    passed = 0
+
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        nonlocal passed
+        passed += 1
+        if passed == kill.count and not kill.after:
+            _leave_half_written(kill, workspace, args)
+            raise Killed
+        result = original(*args, **kwargs)
+        if passed == kill.count:
+            raise Killed
+        return result
+
+    with patch.object(owner, name, deadly):
+        yield
+
+
+def _leave_half_written(kill: Kill, workspace: Path, arguments: Sequence[Any]) -> None:
+    """An exception runs clean-up code and SIGKILL does not, so the left-overs are made here."""
+    if kill.point == "Store.put":
+        half = workspace / "store" / f"{TEMPORARY}dead"
+        half.mkdir(exist_ok=True)
+        (half / "half").write_bytes(b"half a file")
+    elif kill.point == "Store.purge":  # an object goes file by file
+        for file in (workspace / "store" / arguments[1]).iterdir():
+            file.unlink()
+    elif kill.point == "Vault.write":
+        (workspace / "vault" / "0000-000000-dead.parquet").write_bytes(b"half a part")
+
+
+@dataclass(frozen=True, slots=True)
+class InterleavingExecutor:
+    """Runs chains as Ray does: several at once, steps ending in any order, workers dying.
+
+    Attributes:
+        workers: how many chains are under way.
+        seed: of the order in which steps end and workers die.
+    """
+
+    workers: int
+    seed: int
+
+    def run(
+        self, chains: Iterable[ChainOrder], trainer: SliceTrainer, workspace: Path, store: Path
+    ) -> Iterator[Outcome]:
+        draw = random.Random(self.seed)
+        waiting = deque(chains)
+        running: list[tuple[ChainOrder, int, Checkpoint | None]] = []
+        while waiting or running:
+            while waiting and len(running) < self.workers:
+                chain = waiting.popleft()
+                running.append((chain, 0, chain.parent))
+            chain, number, done = running.pop(draw.randrange(len(running)))
+            step_order = copy.deepcopy(order(chain, number, done, workspace, store))
+            worker = copy.deepcopy(trainer)
+            try:
+                if draw.random() < 0.2:  # a worker ends the step and dies before it can say so
+                    perform(step_order, worker)
+                    (store / f"{TEMPORARY}{draw.randrange(1000)}").mkdir(exist_ok=True)
+                made = perform(step_order, worker)
+            except SisaError as error:
+                yield Outcome(chain.shard, None, error, 0.0)
+                continue
+            yield Outcome(chain.shard, made, None, 0.0)
+            if number + 1 < len(chain.steps):
+                running.append((chain, number + 1, made))
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    """Take in records; ``generation`` is declared in the file unless it is None."""
+
+    numbers: tuple[int, ...]
+    generation: int | None
+    trained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete records by ID."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteSubject:
+    """Delete all records of a subject."""
+
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Train what is held."""
+
+
+Operation = Ingest | Delete | DeleteSubject | Train
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One operation, where it dies if it does, and how it is continued.
+
+    Attributes:
+        operation: what is asked for.
+        kill: where the process dies, if it does.
+        repeat: after a kill, ask for the same again; else only continue with ``train``.
+        executor: who runs the steps.
+    """
+
+    operation: Operation
+    kill: Kill | None
+    repeat: bool
+    executor: Executor
+
+
+def record(number: int) -> Record:
+    """Record ``number`` of the pool: some share a subject, one has none, one declares its risk."""
+    odd: dict[int, dict[str, Any]] = {7: {"subject": None}, 4: {"risk": 0.95}}
+    return toy_record(number, **odd.get(number, {}))
+
+
+@dataclass
+class World:
+    """A workspace and the model of what it should hold.
+
+    Attributes:
+        path: a scratch directory.
+        recipe: of the workspace.
+        held: record number → generation.
+        deleted: record numbers that may never return.
+    """
+
+    path: Path
+    recipe: Recipe
+    trainer: ToyTrainer = field(default_factory=ToyTrainer)
+    held: dict[int, int] = field(default_factory=dict)
+    deleted: frozenset[int] = frozenset()
+    next_generation: int = 0
+    files: int = 0
+
+    def __post_init__(self) -> None:
+        self.session = toy_session(self.path / "workspace", self.recipe)
+
+    def play(self, event: Event) -> None:
+        """Do one operation, through its death if it dies, and compare workspace and model."""
+        before = (self.held, self.deleted, self.next_generation)
+        after = self._expected(event.operation)
+        try:
+            with killing(event.kill, self.session.workspace.path):
+                self._do(event.operation, event.executor)
+        except Killed:
+            self._reopen()
+            self._check_forgotten()
+            self.held, self.deleted, self.next_generation = after if self._actual() == after[0] else before
+            assert self._actual() == self.held, "an operation took hold in part"
+            if event.repeat or not self.held:
+                self._do(event.operation, event.executor)
+                self.held, self.deleted, self.next_generation = after
+            else:
+                self._do(Train(), event.executor)
+        else:
+            self.held, self.deleted, self.next_generation = after
+        assert self._actual() == self.held, "other records survive than should"
+
+    def settle(self) -> None:
+        """Bring the workspace to rest."""
+        self._do(Train(), InlineExecutor())
+
+    def check(self) -> None:
+        """The law of exactness, in full."""
+        assert_lawful(self.session)
+        assert_equals_fresh_run(self.session, self.trainer, self.path / "oracle")
+
+    def close(self) -> None:
+        """Close the workspace."""
+        self.session.workspace.close()
+
+    def _do(self, operation: Operation, executor: Executor) -> None:
+        match operation:
+            case Ingest(numbers, generation, trained):
+                file = self._write(numbers, generation)
+                if trained:
+                    train(self.session, [file], executor=executor, trainer=self.trainer)
+                else:
+                    ingest(self.session, [file], trainer=self.trainer)
+            case Delete(numbers):
+                self._delete(executor, ids=[record(number).id for number in numbers])
+            case DeleteSubject(subject):
+                self._delete(executor, subjects=[subject])
+            case Train() if self._actual():
+                file = self.path / "held.jsonl"  # of records that are held, which is no news
+                export_records(self.session, file)
+                train(self.session, [file], executor=executor, trainer=self.trainer)
+            case Train():
+                pass
+
+    def _delete(self, executor: Executor, **what: Any) -> None:
+        if self.session.workspace.book.pinned() is None:  # nothing was ever held: bad input, tested elsewhere
+            return
+        deletion.delete(self.session, ignore_missing=True, executor=executor, trainer=self.trainer, **what)
+
+    def _write(self, numbers: Iterable[int], generation: int | None) -> Path:
+        rows = []
+        for number in numbers:
+            row = record(number).to_json()
+            del row["generation"]
+            if generation is not None and number not in self._actual():
+                row["generation"] = generation
+            rows.append(json.dumps(row) + "\n")
+        file = self.path / f"{self.files}.jsonl"
+        self.files += 1
+        file.write_text("".join(rows))
+        return file
+
+    def _expected(self, operation: Operation) -> tuple[dict[int, int], frozenset[int], int]:
+        match operation:
+            case Ingest(numbers, generation, _):
+                number_of = self.next_generation if generation is None else generation
+                new = {n: number_of for n in numbers if n not in self.held and n not in self.deleted}
+                return self.held | new, self.deleted, max(self.next_generation, number_of + 1 if new else 0)
+            case Delete(numbers):
+                gone = frozenset(numbers) & self.held.keys()
+            case DeleteSubject(subject):
+                gone = frozenset(number for number in self.held if record(number).subject == subject)
+            case Train():
+                gone = frozenset()
+        rest = {number: place for number, place in self.held.items() if number not in gone}
+        return rest, self.deleted | gone, self.next_generation
+
+    def _actual(self) -> dict[int, int]:
+        records = [stored.record for stored in self.session.workspace.survivors()]
+        return {int(one.id[1:]): one.generation for one in records}
+
+    def _reopen(self) -> None:
+        self.session.workspace.close()
+        workspace = Workspace.open(self.session.workspace.path)
+        self.session = Session(workspace, self.session.recipe, self.session.options)
+
+    def _check_forgotten(self) -> None:
+        """Between death and continuation too: nothing served saw a deleted record."""
+        may_wait = {"nothing stored saw a deleted record", "nothing is stored that no fact names"}
+        failed = [c for c in check_law(self.session.workspace) if c.outcome != "passed" and c.name not in may_wait]
+        assert not failed, f"the law does not hold after a kill: {failed}"
+
+
+def operations() -> st.SearchStrategy[Operation]:
+    """Any operation on the pool."""
+    numbers = st.lists(st.integers(0, POOL - 1), min_size=1, max_size=6, unique=True).map(tuple)
+    few = st.lists(st.integers(0, POOL - 1), min_size=1, max_size=3, unique=True).map(tuple)
+    return st.one_of(
+        st.builds(Ingest, numbers, st.none() | st.integers(0, 2), st.booleans()),
+        st.builds(Delete, few),
+        st.builds(Delete, few),
+        st.builds(DeleteSubject, st.integers(0, POOL // 3 - 1).map("s{}".format)),
+        st.just(Train()),
+    )
+
+
+def executors() -> st.SearchStrategy[Executor]:
+    """Inline, or several workers in any order."""
+    interleaving = st.builds(InterleavingExecutor, st.integers(1, 3), st.integers(0, 9999))
+    return st.just(InlineExecutor()) | interleaving
+
+
+def kills() -> st.SearchStrategy[Kill]:
+    """Any point of death."""
+    return st.builds(Kill, st.sampled_from(sorted(KILL_POINTS)), st.sampled_from([1, 1, 1, 2, 2, 3]), st.booleans())
+
+
+def histories(kill: st.SearchStrategy[Kill | None]) -> st.SearchStrategy[list[Event]]:
+    """An ingest of several records, then anything."""
+    many = st.lists(st.integers(0, POOL - 1), min_size=4, max_size=POOL, unique=True).map(tuple)
+    first = st.builds(Ingest, many, st.none(), st.booleans())
+
+    def events(operation: st.SearchStrategy[Any]) -> st.SearchStrategy[Event]:
+        return st.builds(Event, operation, kill, st.booleans(), executors())
+
+    rest = st.lists(events(operations()), min_size=1, max_size=4)
+    return st.tuples(events(first), rest).map(lambda drawn: [drawn[0], *drawn[1]])

@@ -1,0 +1,116 @@
+"""The law of exactness over thousands of histories, with the toy trainer.
+
+Ledger, vault, store, plan, reconcile, delete, law and certificate are the real ones; only the
+arithmetic of training is replaced by a hash that leaks whatever it was shown.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestration.executor import Executor
+from sisa.config import Recipe
+from sisa.verify import verify
+from tests.exactness.histories import POOL, Delete, Event, Ingest, Operation, World, executors, histories, kills
+from tests.exactness.oracle import Holdings, holdings
+from tests.toy import memory_directory, toy_recipe
+
+
+def examples(count: int) -> settings:
+    """The same examples every time, however slow the machine is."""
+    return settings(
+        max_examples=count,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def recipes() -> st.SearchStrategy[Recipe]:
+    """Every shape that matters."""
+    return st.builds(
+        lambda shards, slices, rehearsal: toy_recipe(shards=shards, slices=slices, rehearsal=rehearsal),
+        st.integers(1, 3),
+        st.integers(1, 3),
+        st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    )
+
+
+def play(recipe: Recipe, events: list[Event], *, certificates: bool = False) -> None:
+    """Play a history and ask the whole law at its end."""
+    with memory_directory() as path:
+        world = World(path, recipe)
+        try:
+            for event in events:
+                world.play(event)
+            world.settle()
+            world.check()
+            if certificates:
+                assert_verified(world)
+        finally:
+            world.close()
+
+
+def assert_verified(world: World) -> None:
+    """No check of any certificate fails, however much happened after it was signed."""
+    workspace = world.session.workspace
+    key = workspace.path / "keys" / "signing.pub"
+    for file in sorted((workspace.path / "certificates").iterdir()):
+        checks = verify(file, public_key=key, workspace=workspace.path)
+        assert not [check for check in checks if check.outcome == "failed"]
+
+
+@examples(400)
+@given(recipe=recipes(), events=histories(st.none()))
+def test_any_history_equals_a_fresh_run(recipe: Recipe, events: list[Event]) -> None:
+    play(recipe, events)
+
+
+@examples(500)
+@given(recipe=recipes(), events=histories(kills() | st.none()))
+def test_any_history_killed_anywhere_equals_a_fresh_run(recipe: Recipe, events: list[Event]) -> None:
+    play(recipe, events)
+
+
+@examples(60)
+@given(recipe=recipes(), events=histories(kills() | st.none()))
+def test_every_certificate_of_any_history_verifies(recipe: Recipe, events: list[Event]) -> None:
+    play(recipe, events, certificates=True)
+
+
+@examples(60)
+@given(
+    recipe=recipes(),
+    gone=st.lists(st.integers(0, POOL - 1), min_size=1, max_size=4, unique=True),
+    batched=executors(),
+    singly=executors(),
+)
+def test_batched_deletion_equals_deletion_one_by_one_in_any_order(
+    recipe: Recipe, gone: list[int], batched: Executor, singly: Executor
+) -> None:
+    def run(operations: list[Operation], executor: Executor) -> Holdings:
+        with memory_directory() as path:
+            world = World(path, recipe)
+            try:
+                for operation in operations:
+                    world.play(Event(operation, None, repeat=True, executor=executor))
+                return holdings(world.session)
+            finally:
+                world.close()
+
+    everything = Ingest(tuple(range(POOL)), None, trained=True)
+    at_once = run([everything, Delete(tuple(sorted(gone)))], batched)
+    in_turn = run([everything, *(Delete((number,)) for number in gone)], singly)
+    never_there = run([Ingest(tuple(n for n in range(POOL) if n not in gone), None, trained=True)], batched)
+    assert at_once == in_turn == never_there
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@examples(5000)
+@given(recipe=recipes(), events=histories(kills() | st.none()))
+def test_thousands_of_histories_killed_anywhere_equal_a_fresh_run(recipe: Recipe, events: list[Event]) -> None:
+    play(recipe, events)

@@ -1,0 +1,50 @@
+"""Durable writes: the old content or the new, and never a left-over of a failed write."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from shards import files
+from shards.errors import StorageError
+from shards.files import replace_file, storage, write_new
+
+
+def test_a_replaced_file_holds_the_new_content_and_leaves_no_other_file(tmp_path: Path) -> None:
+    replace_file(tmp_path / "f", b"old")
+    replace_file(tmp_path / "f", b"new")
+    assert (tmp_path / "f").read_bytes() == b"new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_failed_replacement_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_file(tmp_path / "f", b"old")
+
+    def full(_path: Path, _data: bytes, **_options: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(files, "write_new", full)
+    with pytest.raises(StorageError, match="No space left"):
+        replace_file(tmp_path / "f", b"new")
+    assert (tmp_path / "f").read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_private_file_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
+    replace_file(tmp_path / "f", b"secret", private=True)
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o600
+
+
+def test_a_new_file_never_overwrites(tmp_path: Path) -> None:
+    write_new(tmp_path / "f", b"1")
+    with pytest.raises(FileExistsError):
+        write_new(tmp_path / "f", b"2")
+    assert (tmp_path / "f").read_bytes() == b"1"
+
+
+def test_an_operating_system_error_says_what_could_not_be_done_and_where() -> None:
+    with pytest.raises(StorageError, match=r"to read it\n   found Permission denied \(/x\)"), storage("read it"):
+        raise PermissionError(13, "Permission denied", "/x")

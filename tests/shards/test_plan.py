@@ -1,0 +1,101 @@
+"""Plans: pure, chained by key, and different exactly where records are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+
+from shards.keys import Keyring
+from shards.layout import ShardLayout
+from shards.plan import Plan, difference, make_chain, make_plan, pass_order
+from shards.vault import StoredRecord
+from tests.toy import toy_record
+
+KEYS = Keyring.from_root(bytes(32))
+LAYOUT = ShardLayout(shards=3, slices=4, rehearsal=0.5, epochs=2, key=KEYS.placement)
+RECORDS = [StoredRecord.of(toy_record(n, subject=None), KEYS, "n", truncated=False) for n in range(60)]
+
+
+def plan(records: Iterable[StoredRecord], layout: ShardLayout = LAYOUT) -> Plan:
+    return make_plan(records, layout, "recipe")
+
+
+def test_a_plan_does_not_depend_on_the_order_of_records() -> None:
+    assert plan(reversed(RECORDS)).steps().keys() == plan(RECORDS).steps().keys()
+    assert plan(reversed(RECORDS)) == plan(RECORDS)
+
+
+def test_every_record_is_trained_in_its_own_slice_at_least() -> None:
+    for stored in RECORDS:
+        place = LAYOUT.place(stored.record)
+        (step,) = [s for s in plan(RECORDS).chains[place.shard].steps if s.link.slice == place.slice]
+        assert stored in step.members
+
+
+def test_steps_are_chained_by_key_in_slice_order() -> None:
+    for chain in plan(RECORDS).chains:
+        slices = [step.link.slice for step in chain.steps]
+        assert slices == sorted(set(slices))
+        assert [step.link.parent for step in chain.steps] == [None, *(step.key for step in chain.steps[:-1])]
+        assert chain.head == chain.steps[-1]
+
+
+def test_rehearsal_one_trains_the_whole_prefix_and_zero_the_slice_alone() -> None:
+    for fraction, cumulative in ((1.0, True), (0.0, False)):
+        for chain in plan(RECORDS, replace(LAYOUT, rehearsal=fraction)).chains:
+            seen = 0
+            for step in chain.steps:
+                seen += step.own
+                assert len(step.members) == (seen if cumulative else step.own)
+
+
+def test_an_empty_slice_has_no_step_and_an_empty_shard_no_chain() -> None:
+    rest = [s for s in RECORDS if LAYOUT.place(s.record).shard != 1 and LAYOUT.place(s.record).slice != 2]
+    smaller = plan(rest)
+    assert smaller.chains[1].steps == ()
+    assert smaller.chains[1].head is None
+    assert all(step.link.slice != 2 for step in smaller.steps().values())
+
+
+def test_passes_are_ordered_differently_each_epoch_and_hold_the_same_records() -> None:
+    step = max(plan(RECORDS).steps().values(), key=lambda step: len(step.members))
+    first, second = (pass_order(step.members, LAYOUT, step.link.slice, epoch=epoch) for epoch in (0, 1))
+    assert first == step.members != second
+    assert set(first) == set(second)
+
+
+@pytest.mark.parametrize("victim", range(0, 60, 7))
+def test_a_deletion_changes_its_shard_from_its_slice_on_and_nothing_else(victim: int) -> None:
+    gone = RECORDS[victim]
+    place = LAYOUT.place(gone.record)
+    before, after = plan(RECORDS), plan([stored for stored in RECORDS if stored is not gone])
+    impact = difference(before, after)
+    (hit,) = impact.shards
+    assert (hit.shard, hit.first_slice) == (place.shard, place.slice)
+    assert set(impact.purged) == {s.key for s in before.chains[place.shard].steps if s.link.slice >= place.slice}
+    assert (
+        set(impact.kept) == before.steps().keys() - set(impact.purged) == before.steps().keys() & after.steps().keys()
+    )
+    assert set(impact.retrained) == after.steps().keys() - before.steps().keys()
+    assert hit.steps == len(impact.retrained)
+    work = sum(len(after.steps()[key].members) for key in impact.retrained)
+    assert impact.retrained_share == work / sum(len(step.members) for step in before.steps().values())
+
+
+def test_an_equal_plan_has_no_impact() -> None:
+    impact = difference(plan(RECORDS), plan(RECORDS))
+    assert impact.to_json() == {"shards": [], "retrained_share": 0.0}
+    assert impact.purged == ()
+
+
+def test_a_content_change_changes_the_key_and_a_salt_does_not() -> None:
+    layout = replace(LAYOUT, shards=1)
+    chain = make_chain(0, RECORDS, layout, "recipe")
+    salted = make_chain(0, [replace(stored, salt=b"s" * 32) for stored in RECORDS], layout, "recipe")
+    edited = make_chain(0, [replace(RECORDS[0], fingerprint=b"f" * 32), *RECORDS[1:]], layout, "recipe")
+    assert chain.head
+    assert salted.head
+    assert edited.head
+    assert chain.head.key == salted.head.key != edited.head.key

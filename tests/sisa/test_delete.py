@@ -1,0 +1,202 @@
+"""Deletions that meet trouble: what is forgotten, what is certified, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from orchestration.executor import Lesson, SliceTrainer
+from orchestration.inline import InlineExecutor
+from shards.errors import (
+    InputError,
+    IntegrityError,
+    OperationError,
+    RecipeMismatchError,
+    StepFailedError,
+    UnknownRecordError,
+)
+from shards.workspace import Workspace
+from sisa.certificate import certificate_digest, certificate_path
+from sisa.delete import accept, delete, unfinished_requests
+from sisa.ingest import Ingested, commit
+from sisa.session import Session
+from sisa.train import train
+from tests.exactness.oracle import assert_equals_fresh_run, assert_lawful
+from tests.toy import ToyTrainer, stored, toy_recipe, toy_record, toy_session
+
+INLINE = InlineExecutor()
+TRAINER = ToyTrainer()
+
+
+@pytest.fixture
+def session(memory_path: Path) -> Iterator[Session]:
+    """Twelve records of four subjects, trained."""
+    made = toy_session(memory_path / "workspace", toy_recipe())
+    commit(made, stored(made, map(toy_record, range(12))), Ingested(12, 0, 0, 0))
+    train(made, executor=INLINE, trainer=TRAINER)
+    yield made
+    made.workspace.close()
+
+
+@dataclass(frozen=True, slots=True)
+class PoisonedTrainer(ToyTrainer):
+    """Cannot train a step that shows one of these records."""
+
+    poison: frozenset[str] = frozenset()
+
+    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+        if any(record.id in self.poison for record in lesson.passes[0]):
+            raise StepFailedError("a step without poison", "poison", "remove it")
+        return ToyTrainer.train(self, lesson)
+
+
+def shard_of(session: Session, record_id: str) -> int:
+    layout = session.workspace.layout()
+    return next(
+        layout.place(held.record).shard for held in session.workspace.survivors() if held.record.id == record_id
+    )
+
+
+def two_shards(session: Session) -> tuple[str, str, str]:
+    """Two records of one shard, and one of the other."""
+    by_shard: dict[int, list[str]] = {0: [], 1: []}
+    for held in session.workspace.survivors():
+        by_shard[session.workspace.layout().place(held.record).shard].append(held.record.id)
+    return by_shard[0][0], by_shard[0][1], by_shard[1][0]
+
+
+@pytest.mark.parametrize("request_id", ["", "a" * 129, "../up", ".hidden", "a b", "é", "a/b", "a\n"])
+def test_a_request_id_that_could_not_name_a_file_is_refused_before_anything_is_accepted(
+    session: Session, request_id: str
+) -> None:
+    with pytest.raises(InputError, match="request ID"):
+        delete(session, ["r1"], request_id=request_id, executor=INLINE, trainer=TRAINER)
+    assert not session.workspace.book.requests()
+
+
+def test_forgetting_does_not_wait_for_a_trainer(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(self: Session) -> SliceTrainer:
+        raise RecipeMismatchError("the pinned base", "another one", "put it back")
+
+    monkeypatch.setattr(Session, "trainer", gone)
+    with pytest.raises(OperationError, match="forgotten already"):
+        delete(session, ["r1"], executor=INLINE)
+    tag = session.workspace.tag("r1")
+    workspace = session.workspace
+    assert tag in workspace.book.tombstones()
+    assert tag not in workspace.vault.tags(workspace.book.parts())
+    visible = workspace.visible_sets()
+    assert not any(tag in visible[key] for key in workspace.book.live())
+    manifest = workspace.book.manifest()
+    assert manifest is not None
+    assert not any(tag in visible[head.checkpoint] for head in manifest.heads)
+    assert not workspace.book.certificates()
+    monkeypatch.undo()
+    train(session, executor=INLINE, trainer=TRAINER)
+    assert_lawful(session)
+
+
+def test_a_shard_that_cannot_be_trained_holds_back_its_own_requests_only(session: Session, tmp_path: Path) -> None:
+    poisoned, poison, healthy = two_shards(session)
+    trainer = PoisonedTrainer(poison=frozenset({poison}))
+    with pytest.raises(StepFailedError):
+        delete(session, [poisoned], request_id="poisoned", executor=INLINE, trainer=trainer)
+    done = delete(session, [healthy], request_id="healthy", executor=INLINE, trainer=trainer)
+    assert done.certificate is not None
+    assert done.certificate.is_file()
+    assert [request.request_id for request in unfinished_requests(session.workspace)] == ["poisoned"]
+    train(session, executor=INLINE, trainer=TRAINER)
+    assert_lawful(session)
+    assert_equals_fresh_run(session, TRAINER, tmp_path / "fresh")
+
+
+def test_what_is_whole_is_served_although_another_shard_fails(memory_path: Path) -> None:
+    session = toy_session(memory_path / "workspace", toy_recipe())
+    commit(session, stored(session, map(toy_record, range(12))), Ingested(12, 0, 0, 0))
+    _, poison, healthy = two_shards(session)
+    with pytest.raises(StepFailedError):
+        train(session, executor=INLINE, trainer=PoisonedTrainer(poison=frozenset({poison})))
+    served = {head.shard for head, _ in session.workspace.book.served()}
+    assert shard_of(session, healthy) in served
+    session.workspace.close()
+
+
+@pytest.mark.parametrize("damage", ["lost", "altered"])
+def test_a_certificate_that_was_lost_or_altered_is_issued_anew(session: Session, damage: str) -> None:
+    first = delete(session, ["r1"], executor=INLINE, trainer=TRAINER)
+    assert first.request_id is not None
+    path = certificate_path(session.workspace, first.request_id)
+    path.unlink() if damage == "lost" else path.write_bytes(b"{}")
+    again = delete(session, ["r1"], executor=INLINE, trainer=TRAINER)
+    assert (again.request_id, again.certificate) == (first.request_id, path)
+    fact = session.workspace.book.certificates()[first.request_id]
+    assert fact.body["digest"] == certificate_digest(session.workspace, first.request_id)
+
+
+def test_a_subject_whose_records_were_deleted_one_by_one_is_known(session: Session) -> None:
+    done = delete(session, ["r0", "r1", "r2"], executor=INLINE, trainer=TRAINER)
+    assert delete(session, subjects=["s0"], executor=INLINE, trainer=TRAINER).request_id == done.request_id
+    with pytest.raises(UnknownRecordError, match="s99"):
+        delete(session, subjects=["s99"], executor=INLINE, trainer=TRAINER)
+
+
+def test_a_lost_list_of_what_was_seen_is_made_again_with_its_checkpoint(session: Session) -> None:
+    seen = next(iter(session.workspace.book.live().values())).seen
+    session.workspace.store.purge(seen)
+    train(session, executor=INLINE, trainer=TRAINER)
+    assert session.workspace.store.intact(seen)
+    assert_lawful(session)
+
+
+def test_a_deletion_never_continues_from_a_swapped_checkpoint(session: Session) -> None:
+    """A stored object is intact, and yet not the one of this checkpoint."""
+    workspace = session.workspace
+    chain = max(workspace.plan().chains, key=lambda chain: len(chain.steps))
+    first, second = (workspace.book.live()[step.key] for step in chain.steps[:2])
+    workspace.ledger._db.execute("DROP TRIGGER facts_are_never_edited")
+    for fact in workspace.ledger.facts("checkpoint/1"):
+        if fact.body["link"]["key"] == first.key:
+            body = {**fact.body, "files": second.files}
+            workspace.ledger._db.execute("UPDATE facts SET body = ? WHERE seq = ?", (json.dumps(body), fact.seq))
+    damaged = workspace.book.live()[first.key]
+    assert workspace.store.intact(damaged.files)
+    assert first.key not in workspace.intact()
+    victim = chain.steps[1].members[0].record.id
+    trained = train(session, executor=INLINE, trainer=TRAINER)
+    assert first.key in trained.reconciled.damaged
+    delete(session, [victim], executor=INLINE, trainer=TRAINER)
+    assert_lawful(session)
+
+
+def test_two_sessions_with_different_recipes_cannot_both_begin(memory_path: Path) -> None:
+    first = toy_session(memory_path / "workspace", toy_recipe())
+    late = Session(Workspace.open(memory_path / "workspace"), toy_recipe(slices=2), first.options)
+    commit(first, stored(first, map(toy_record, range(3))), Ingested(3, 0, 0, 0))
+    with pytest.raises(RecipeMismatchError):
+        train(late, executor=INLINE, trainer=TRAINER)
+    with pytest.raises(RecipeMismatchError):
+        delete(late, ["r1"], executor=INLINE, trainer=TRAINER)
+    first.workspace.close()
+    late.workspace.close()
+
+
+def test_a_registered_file_that_is_gone_does_not_stop_a_resumption(session: Session) -> None:
+    options = session.options.model_copy(update={"data": (str(session.workspace.path / "gone.jsonl"),)})
+    resumed = Session(session.workspace, session.recipe, options)
+    with session.workspace.driving():
+        held = next(held for held in session.workspace.survivors() if held.record.id == "r1")
+        accept(session.workspace, [held], [], "interrupted")
+    train(resumed, executor=INLINE, trainer=TRAINER)
+    assert_lawful(session)
+
+
+def test_a_damaged_vault_part_stops_a_deletion_loudly(session: Session) -> None:
+    part = session.workspace.book.parts()[0]
+    (session.workspace.vault.root / part.file).write_bytes(b"rot")
+    with pytest.raises(IntegrityError, match="other bytes"):
+        delete(session, ["r1"], executor=INLINE, trainer=TRAINER)
+    assert not session.workspace.book.requests()
