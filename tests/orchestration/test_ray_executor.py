@@ -1,0 +1,164 @@
+"""What Ray does equals what the inline executor does, whoever dies on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from orchestration.executor import Fit, Lesson, SliceTrainer
+from orchestration.ray_executor import RayExecutor
+from shards.errors import StepFailedError
+from shards.records import Record
+from sisa.session import open_session
+from tests.models import (
+    Place,
+    Row,
+    checkpoint_files,
+    delete_in,
+    differences,
+    flat,
+    fresh_run,
+    grid,
+    make_workspace,
+    train_in,
+    write_rows,
+)
+from tests.toy import ToyTrainer
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An empty workspace, its data, and a workspace that the inline executor trained."""
+
+    path: Path
+    data: Path
+    places: dict[Place, list[Row]]
+    inline: Path
+
+
+def setting(root: Path, task: str, base: Path, trainer: SliceTrainer | None = None) -> Setting:
+    places = grid(task, 3)
+    data = write_rows(root / "data.jsonl", flat(places))
+    inline = make_workspace(root / "inline", task, base, rehearsal=0.25)
+    train_in(inline, data, trainer=trainer)
+    return Setting(make_workspace(root / "ray", task, base, rehearsal=0.25), data, places, inline)
+
+
+@pytest.fixture
+def toy_setting(tmp_path: Path, tiny_llama: Path) -> Setting:
+    """Trained by the toy trainer, whose workers start sooner."""
+    return setting(tmp_path, "causal-lm", tiny_llama, ToyTrainer())
+
+
+@pytest.mark.parametrize(
+    ("task", "workers"),
+    [
+        ("classification", 1),
+        ("causal-lm", 2),
+        pytest.param("classification", 2, marks=pytest.mark.slow),
+        pytest.param("causal-lm", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_train_and_delete_on_ray_equal_inline(
+    tmp_path: Path, tiny_bert: Path, tiny_llama: Path, task: str, workers: int
+) -> None:
+    here = setting(tmp_path, task, tiny_bert if task == "classification" else tiny_llama)
+    train_in(here.path, here.data, executor=RayExecutor(workers))
+    assert differences(here.path, here.inline) == []
+    assert checkpoint_files(here.path) == checkpoint_files(here.inline)
+    victims = [here.places[0, 1][0]["id"], here.places[1, 0][2]["id"]]
+    delete_in(here.path, victims, executor=RayExecutor(workers))
+    delete_in(here.inline, victims)
+    assert differences(here.path, here.inline) == []
+    assert differences(here.path, fresh_run(here.path, tmp_path / "fresh")) == []
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """Kills its own process with SIGKILL in the middle of a step that shows a certain record.
+
+    Attributes:
+        inner: the real trainer.
+        record_id: the record.
+        scratch: one file per death, so that processes know of each other's.
+        deaths: how many processes may die.
+    """
+
+    inner: SliceTrainer
+    record_id: str
+    scratch: Path
+    deaths: int
+
+    def environment(self) -> dict[str, str]:
+        return self.inner.environment()
+
+    def examine(self, record: Record) -> Fit:
+        return self.inner.examine(record)
+
+    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+        died = len(list(self.scratch.iterdir()))
+        if self.record_id in {record.id for record in lesson.passes[0]} and died < self.deaths:
+            self.inner.train(replace(lesson, passes=lesson.passes[:1]))  # one epoch of two
+            (self.scratch / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.inner.train(lesson)
+
+
+def test_a_worker_killed_in_mid_slice_is_replaced_and_the_result_equals_inline(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    here = setting(tmp_path, "causal-lm", tiny_llama)
+    graves = tmp_path / "deaths"
+    graves.mkdir()
+    with open_session(here.path) as session:
+        trainer = session.trainer()
+    deadly = Deadly(trainer, here.places[0, 1][0]["id"], graves, deaths=1)
+    train_in(here.path, here.data, executor=RayExecutor(1), trainer=deadly)
+    assert len(list(graves.iterdir())) == 1
+    assert checkpoint_files(here.path) == checkpoint_files(here.inline)
+    assert differences(here.path, here.inline) == []
+
+
+def test_a_step_whose_every_worker_dies_fails_alone_and_training_continues_later(
+    toy_setting: Setting, tmp_path: Path
+) -> None:
+    here = toy_setting
+    graves = tmp_path / "deaths"
+    graves.mkdir()
+    deadly = Deadly(ToyTrainer(), here.places[0, 1][0]["id"], graves, deaths=100)
+    with pytest.raises(StepFailedError, match="3 workers died"):
+        train_in(here.path, here.data, executor=RayExecutor(1), trainer=deadly)
+    assert len(list(graves.iterdir())) == 3
+    assert set(checkpoint_files(here.path)) == {(0, 0), (1, 0), (1, 1), (1, 2)}
+    train_in(here.path, here.data, trainer=ToyTrainer())
+    assert differences(here.path, here.inline) == []
+
+
+@dataclass(frozen=True)
+class Failing(Deadly):
+    """Fails instead of dying."""
+
+    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+        if self.record_id in {record.id for record in lesson.passes[0]}:
+            raise ArithmeticError("a planted failure")
+        return self.inner.train(lesson)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_step_that_always_fails_ends_its_chain_and_no_other(
+    toy_setting: Setting, tmp_path: Path, workers: int
+) -> None:
+    here = toy_setting
+    failing = Failing(ToyTrainer(), here.places[1, 1][0]["id"], tmp_path, deaths=0)
+    with pytest.raises(StepFailedError, match="ArithmeticError: a planted failure"):
+        train_in(here.path, here.data, executor=RayExecutor(workers), trainer=failing)
+    assert set(checkpoint_files(here.path)) == {(0, 0), (0, 1), (0, 2), (1, 0)}
+    train_in(here.path, here.data, trainer=ToyTrainer())
+    assert differences(here.path, here.inline) == []

@@ -1,0 +1,130 @@
+"""Which shard saw which example? The answers are compared with what the trainer was shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration.inline import InlineExecutor
+from shards.errors import InputError
+from sisa.audit import audit_checkpoint, audit_everything, audit_record, audit_shard, audit_subject
+from sisa.delete import delete
+from sisa.ingest import ingest
+from sisa.session import Session
+from sisa.train import train
+from tests.toy import ToyTrainer, toy_recipe, toy_session
+
+
+@pytest.fixture(params=[0.0, 0.5, 1.0])
+def session(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Session]:
+    """A toy workspace with eighteen records, without, with some and with full rehearsal."""
+    made = toy_session(tmp_path / "toy", toy_recipe(rehearsal=request.param))
+    data = tmp_path / "records.csv"
+    data.write_text("id,subject,text,label\n" + "".join(f"r{n},s{n // 3},text {n},a\n" for n in range(18)))
+    train(made, [data], executor=InlineExecutor(), trainer=ToyTrainer())
+    yield made
+    made.workspace.close()
+
+
+def deleted(session: Session, *ids: str, subjects: tuple[str, ...] = ()) -> Any:
+    return delete(session, ids, subjects, executor=InlineExecutor(), trainer=ToyTrainer())
+
+
+def test_exposures_are_the_steps_that_trained_it_and_everything_after(session: Session) -> None:
+    plan = session.workspace.plan()
+    for number in range(18):
+        document = audit_record(session.workspace, f"r{number}")
+        tag = session.workspace.tag(f"r{number}")
+        (chain,) = [chain for chain in plan.chains if any(tag in {m.tag for m in step.members} for step in chain.steps)]
+        first = next(at for at, step in enumerate(chain.steps) if tag in {m.tag for m in step.members})
+        wanted = {step.key: 2 * (tag in {m.tag for m in step.members}) for step in chain.steps[first:]}
+        assert {seen["checkpoint"]: seen["epochs"] for seen in document["exposures"]} == wanted
+        assert (document["shard"], document["slice"]) == (chain.shard, chain.steps[first].link.slice)
+        assert all(seen["live"] for seen in document["exposures"])
+
+
+def test_the_place_of_a_deleted_record_is_still_known(session: Session) -> None:
+    before = audit_record(session.workspace, "r5")
+    done = deleted(session, "r5")
+    after = audit_record(session.workspace, "r5")
+    for name in ("id", "tag", "shard", "slice"):
+        assert after[name] == before[name]
+    assert (after["present"], after["deleted"], after["request_id"]) == (False, True, done.request_id)
+    assert [seen["checkpoint"] for seen in after["exposures"]] == [seen["checkpoint"] for seen in before["exposures"]]
+    assert not any(seen["live"] for seen in after["exposures"])
+    assert all(seen["purged"] for seen in after["exposures"])
+    assert after["manifests"] == before["manifests"], "no later manifest was built on it"
+
+
+def test_a_record_that_never_trained_has_no_exposure_and_a_place(session: Session, tmp_path: Path) -> None:
+    data = tmp_path / "more.csv"
+    data.write_text("id,text,label\nlate,text,a\n")
+    ingest(session, [data], trainer=ToyTrainer())
+    document = audit_record(session.workspace, "late")
+    assert (document["present"], document["deleted"], document["exposures"]) == (True, False, [])
+    assert document["generation"] == 1
+    assert document["slice"] >= 3
+    deleted(session, "late")
+    document = audit_record(session.workspace, "late")
+    assert (document["present"], document["deleted"], document["exposures"]) == (False, True, [])
+
+
+def test_a_subject_is_its_records_and_its_requests(session: Session) -> None:
+    document = audit_subject(session.workspace, "s1")
+    assert [record["id"] for record in document["records"]] == ["r3", "r4", "r5"]
+    assert len({record["shard"] for record in document["records"]}) == 1, "one person's records share a shard"
+    done = deleted(session, subjects=("s1",))
+    document = audit_subject(session.workspace, "s1")
+    assert (document["records"], document["requests"]) == ([], [done.request_id])
+    assert audit_subject(session.workspace, "nobody")["records"] == []
+
+
+def test_shards_hold_every_record_once(session: Session) -> None:
+    deleted(session, "r2")
+    tags: list[str] = []
+    for number in range(2):
+        document = audit_shard(session.workspace, number)
+        held = [tag for part in document["slices"] for tag in part["tags"]]
+        assert document["records"] == len(held) == sum(part["records"] for part in document["slices"])
+        assert document["head"] == document["lineage"][-1]["checkpoint"]
+        tags += held
+    wanted = {session.workspace.tag(f"r{n}").hex() for n in range(18) if n != 2}
+    assert (set(tags), len(tags)) == (wanted, 17)
+
+
+@pytest.mark.parametrize("shard", [-1, 2, 100])
+def test_a_shard_that_is_not_there_is_refused(shard: int, session: Session) -> None:
+    with pytest.raises(InputError, match="from 0 to 1"):
+        audit_shard(session.workspace, shard)
+
+
+def test_a_checkpoint_is_what_it_trained_and_inherited(session: Session) -> None:
+    deleted(session, "r2")
+    visible = session.workspace.visible_sets()
+    for stored in session.workspace.book.checkpoints():
+        key = stored.checkpoint.key
+        document = audit_checkpoint(session.workspace, key[:24])
+        assert document["live"] == stored.live
+        own, inherited = set(document["trained"]), set(document["inherited"])
+        assert not own & inherited
+        assert own | inherited == {tag.hex() for tag in visible[key]}
+        parents = [other["checkpoint"] for other in document["ancestors"]]
+        assert parents[-1:] == ([stored.checkpoint.link.parent] if stored.checkpoint.link.parent else [])
+
+
+@pytest.mark.parametrize("key", ["", "zz", "0" * 64])
+def test_a_key_that_names_no_one_checkpoint_is_refused(key: str, session: Session) -> None:
+    with pytest.raises(InputError, match="the key of one checkpoint"):
+        audit_checkpoint(session.workspace, key)
+
+
+def test_the_law_holds_after_deletions_and_is_asked_whole(session: Session) -> None:
+    deleted(session, "r2")
+    deleted(session, subjects=("s4",))
+    checks = audit_everything(session.workspace)
+    assert {check.outcome for check in checks} == {"passed"}
+    assert {check.level for check in checks} == {"law"}
+    assert len(checks) >= 7
