@@ -163,11 +163,6 @@ class Book:
         """Certificate facts by request ID; the last one counts."""
         return {fact.body["request_id"]: fact for fact in self.ledger.facts(CERTIFICATE)}
 
-    def unfinished(self) -> list[DeletionRequest]:
-        """Requests accepted and not yet certified, oldest first."""
-        done = self.certificates()
-        return [request for _, request in self.requests() if request.request_id not in done]
-
     def derived(self) -> list[Fact]:
         """What was made from served heads and left the workspace."""
         return self.ledger.facts(DERIVED)

@@ -17,6 +17,7 @@ from shards.lineage import Checkpoint
 from shards.manifest import Head
 from shards.workspace import WEIGHTS_FILE
 from sisa.certificate import certificate_path
+from sisa.delete import unfinished_requests
 from sisa.export import export_records
 from sisa.session import Session
 from sisa.train import train
@@ -82,7 +83,7 @@ def assert_lawful(session: Session) -> None:
     workspace = session.workspace
     failed = [check for check in check_law(workspace) if check.outcome != "passed"]
     assert not failed, f"the law does not hold: {failed}"
-    assert not workspace.book.unfinished(), "a request was left unfinished"
+    assert not unfinished_requests(workspace), "a request was left unfinished"
     recorded = workspace.book.certificates()
     for _, request in workspace.book.requests():
         data = certificate_path(workspace, request.request_id).read_bytes()

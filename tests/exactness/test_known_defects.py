@@ -59,7 +59,7 @@ from shards.records import Record
 from shards.workspace import WEIGHTS_FILE
 from sisa.certificate import NOT_CLAIMED, certificate_path
 from sisa.config import Recipe
-from sisa.delete import delete
+from sisa.delete import delete, unfinished_requests
 from sisa.ingest import ingest
 from sisa.session import Session
 from sisa.train import train
@@ -398,7 +398,7 @@ def test_27_a_deletion_that_could_not_retrain_is_not_certified(make: Make) -> No
     with pytest.raises(StepFailedError):
         delete(session, [victim.record.id], request_id="req", executor=InlineExecutor(), trainer=Failing())
     assert not certificate_path(workspace, "req").exists()
-    assert [request.request_id for request in workspace.book.unfinished()] == ["req"]
+    assert [request.request_id for request in unfinished_requests(workspace)] == ["req"]
     visible, manifest = workspace.visible_sets(), workspace.book.manifest()
     assert manifest is not None
     assert not any(victim.tag in visible[head.checkpoint] for head in manifest.heads)

@@ -17,6 +17,7 @@ import pytest
 
 from shards import book
 from shards.workspace import Workspace
+from sisa.delete import unfinished_requests
 from tests.exactness.conftest import Trainery
 from tests.models import (
     checkpoint_files,
@@ -85,11 +86,11 @@ def test_train_and_delete_killed_in_mid_slice_and_run_again_equal_an_unbroken_fr
     arguments = [part for victim in victims for part in ("--id", victim)]
     kill_after_next_checkpoint(["delete", *arguments], workspace)
     opened = Workspace.open(workspace)
-    assert len(opened.book.unfinished()) == 1
+    assert len(unfinished_requests(opened)) == 1
     opened.close()
     delete_in(workspace, victims)
     opened = Workspace.open(workspace)
-    assert opened.book.unfinished() == []
+    assert unfinished_requests(opened) == []
     opened.close()
     assert differences(workspace, fresh_run(workspace, tmp_path / "after")) == []
 

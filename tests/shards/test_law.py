@@ -225,6 +225,5 @@ def test_the_book_derives_parts_fates_and_requests(session: Session) -> None:
     assert found.request_of("0" * 64) is None
     assert found.tombstones() == {bytes.fromhex(tag) for tag in request.tombstones}
     assert found.certificates().keys() == {request.request_id}
-    assert found.unfinished() == []
     assert found.derived() == []
     assert [manifest.generation for _, manifest in found.manifests()] == [0, 1, 2]

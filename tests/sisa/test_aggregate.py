@@ -9,7 +9,7 @@ import pytest
 
 from shards.errors import InputError
 from shards.workspace import WEIGHTS_FILE
-from sisa.adapter import process_adapter
+from sisa import adapter
 from sisa.aggregate import classify, generate
 from sisa.base_model import load_tokenizer
 from sisa.predict import predict
@@ -123,7 +123,7 @@ def test_several_shards_generate_from_the_mean_of_their_distributions(tmp_path: 
 
 def test_a_process_that_predicted_first_can_train_and_delete_afterwards(tmp_path: Path, tiny_llama: Path) -> None:
     workspace = trained(tmp_path, "causal-lm", tiny_llama, max_new_tokens=2)
-    process_adapter.cache_clear()
+    adapter._loaded.cache_clear()
     with open_session(workspace) as session:
         generate(session, [{"prompt": "x"}])
     delete_in(workspace, [flat(grid("causal-lm", 2))[0]["id"]])

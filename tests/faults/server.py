@@ -1,0 +1,174 @@
+"""A process that has everything imported and forks a child for each order, so that a kill costs no start-up.
+
+One JSON list of an action and its arguments a line on stdin, one JSON answer a line on stdout. An
+action is a function of this file; it runs in a child of its own that dies as a killed process does:
+no ``finally`` and no clean-up. Started by the fixture ``kills`` in this package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from orchestration.inline import InlineExecutor
+from shards.ledger import Ledger
+from sisa.cli import main
+from sisa.delete import delete
+from sisa.session import Session
+from sisa.train import train
+from tests.toy import ToyTrainer, toy_recipe, toy_session
+
+KILLED = 137
+_WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
+
+
+def command(arguments: list[str]) -> int:
+    """A ``sisa`` command, with its words thrown away."""
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
+    try:
+        main(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+# -- a toy history --------------------------------------------------------------------------------
+
+
+def toy(path: Path) -> Session:
+    """The toy workspace in ``path``, made or opened."""
+    recipe = toy_recipe(shards=2, slices=2)
+    if not path.exists():
+        return toy_session(path, recipe)
+    from shards.workspace import Workspace
+    from sisa.config import RunOptions
+
+    return Session(Workspace.open(path), recipe, RunOptions(base_model="toy", executor="inline"))
+
+
+def toy_step(path: str, data: str, step: str) -> int:
+    """Make the workspace, train it, or delete from it."""
+    session = toy(Path(path))
+    trainer = ToyTrainer()
+    if step == "train":
+        train(session, [Path(data)], executor=InlineExecutor(), trainer=trainer)
+    elif step == "delete":
+        ids = ["r1", "r4"]
+        delete(session, ids, request_id="case-1", executor=InlineExecutor(), trainer=trainer)
+    session.workspace.close()
+    return 0
+
+
+def toy_killed(path: str, data: str, step: str, point: int) -> int:
+    """The same, killed at its ``point``-th durable act: before it, or with half of a file written."""
+    acts = 0
+
+    def act(before_dying: Callable[[], object] = lambda: None) -> None:
+        nonlocal acts
+        acts += 1
+        if acts == point:
+            before_dying()
+            os._exit(KILLED)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _WRITES and path in str(arguments[0]):
+            act()
+
+    fsync, append = os.fsync, Ledger.append
+
+    def torn(handle: Any) -> None:
+        status = os.fstat(handle)
+        act(lambda: os.ftruncate(handle, status.st_size // 2) if stat.S_ISREG(status.st_mode) else None)
+        fsync(handle)
+
+    def recorded(ledger: Ledger, facts: Any) -> None:
+        act()
+        append(ledger, facts)
+        act()
+
+    sys.addaudithook(hook)
+    mock.patch("os.fsync", torn).start()
+    mock.patch.object(Ledger, "append", recorded).start()
+    return toy_step(path, data, step)
+
+
+# -- the server -----------------------------------------------------------------------------------
+
+
+def fork(action: Callable[[], int]) -> int:
+    """Run an action in a child; returns its process ID."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        code = action()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(child: int) -> int:
+    """The child's exit code; 137 if it was killed."""
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return 128 - code if code < 0 else code
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    """A command, undisturbed."""
+    started = time.monotonic()
+    return {"code": wait(fork(lambda: command(arguments))), "seconds": time.monotonic() - started}
+
+
+def run_and_kill(arguments: list[str], seconds: float, number: int) -> dict[str, Any]:
+    """A command, sent a signal after some time."""
+    child = fork(lambda: command(arguments))
+    time.sleep(seconds)
+    os.kill(child, number)
+    return {"code": wait(child)}
+
+
+def run_toy(path: str, data: str, step: str) -> dict[str, Any]:
+    """A toy step, undisturbed."""
+    return {"code": wait(fork(lambda: toy_step(path, data, step)))}
+
+
+def kill_toy(path: str, data: str, step: str, point: int) -> dict[str, Any]:
+    """A toy step, killed at one point."""
+    return {"code": wait(fork(lambda: toy_killed(path, data, step, point)))}
+
+
+ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    action.__name__: action for action in (run, run_and_kill, run_toy, kill_toy)
+}
+
+
+def serve(*, models: bool) -> None:
+    """Answer orders until stdin ends; with models, what trains them is imported first."""
+    import pyarrow as pa
+
+    pa.Table.from_pylist([{"a": 1}], schema=pa.schema([("a", pa.int64())]))  # imports pandas where it is installed
+    if models:
+        import peft  # noqa: F401
+        import torch
+        import transformers  # noqa: F401
+
+        torch.set_num_threads(1)
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        sys.stdout.write(json.dumps(ACTIONS[name](*arguments)) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    serve(models="models" in sys.argv)

@@ -1,0 +1,191 @@
+"""The command line called in this process, records with canaries in them, and a view of a whole directory."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from shards.digest import bytes_digest
+from shards.keys import ROOT_FILE
+from sisa.cli import main
+from tests.toy import ROOT
+
+Row = dict[str, Any]
+
+# Small enough for a step to take milliseconds.
+QUICK = (
+    "shards=2", "slices=2", "epochs=1", "batch_size=4", "max_length=64", "lora_rank=2", "executor=inline",
+    "namespace=flows", "rehearsal=0.5", "max_new_tokens=4",
+)  # fmt: skip
+
+TEXTS = ("my card was charged twice", "the login fails again", "please send a refund now", "nobody answered my mail")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """Stdout as exactly one JSON document."""
+        return json.loads(self.out)
+
+
+def sisa(*arguments: str | Path, stdin: str = "") -> Result:
+    """Run one command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    streams = contextlib.ExitStack()
+    with streams:
+        streams.enter_context(contextlib.redirect_stdout(out))
+        streams.enter_context(contextlib.redirect_stderr(err))
+        streams.enter_context(mock.patch("sys.stdin", io.StringIO(stdin)))
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def done(*arguments: str | Path, stdin: str = "") -> Any:
+    """Run one command with ``--json`` that must succeed; returns its document."""
+    result = sisa(*arguments, "--json", stdin=stdin)
+    assert result.code == 0, result.err
+    return result.document
+
+
+def begin(workspace: Path, *arguments: str | Path) -> Any:
+    """``sisa init``, and then a root secret under which every shard and slice of ours has records."""
+    document = done("init", workspace, *arguments)
+    (workspace / "keys" / ROOT_FILE).write_text(ROOT.hex() + "\n")
+    return document
+
+
+def settings(*pairs: str) -> list[str]:
+    """``--set`` for each pair."""
+    return [part for pair in pairs for part in ("--set", pair)]
+
+
+def ticket(number: int, **values: Any) -> Row:
+    """A classification record: two tickets a customer, and a canary in every text."""
+    row = {
+        "id": f"ticket-{number}-IDCANARY",
+        "subject": f"customer-{number // 2}-SUBJECTCANARY",
+        "text": f"{TEXTS[number % 4]} TEXTCANARY {number}",
+        "label": ("billing", "login")[number % 2],
+    }
+    return row | values
+
+
+def chat(number: int, **values: Any) -> Row:
+    """A causal-LM record, in the three formats by turns."""
+    head = {"id": f"ticket-{number}-IDCANARY", "subject": f"customer-{number // 2}-SUBJECTCANARY"}
+    question, answer = f"{TEXTS[number % 4]} TEXTCANARY {number}", f"we look at it {number}"
+    bodies: tuple[Row, ...] = (
+        {"prompt": question, "completion": answer},
+        {"text": question},
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]},
+    )
+    return head | bodies[number % 3] | values
+
+
+def write_jsonl(path: Path, rows: Sequence[Row]) -> Path:
+    """Rows as JSONL."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def tree(path: Path) -> dict[str, str]:
+    """Every file under ``path`` but the lock, with its digest: what "nothing changed" compares."""
+    return {
+        str(file.relative_to(path)): bytes_digest(file.read_bytes())
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name != "lock"
+    }
+
+
+@contextlib.contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """Fails if any file under ``path`` is made, removed or altered inside."""
+    before = tree(path)
+    yield
+    assert tree(path) == before
+
+
+def refused(result: Result, *words: str, code: int = 2) -> None:
+    """A clear error: the exit code, nothing on stdout, and what was expected, found and is to do."""
+    assert result.code == code, result.err or result.out
+    assert not result.out
+    assert "expected " in result.err
+    assert "\n   found " in result.err
+    assert "\n   to do " in result.err
+    for word in words:
+        assert word in result.err, result.err
+
+
+def copy_of(workspace: Path, to: Path) -> Path:
+    """A workspace to be spoilt."""
+    shutil.copytree(workspace, to)
+    return to
+
+
+def edit_ledger(workspace: Path, *statements: tuple[str, tuple[Any, ...]]) -> None:
+    """Do what no program of ours does: change facts."""
+    with contextlib.closing(sqlite3.connect(workspace / "ledger.sqlite")) as ledger:
+        ledger.execute("DROP TRIGGER facts_are_never_edited")
+        ledger.execute("DROP TRIGGER facts_are_never_removed")
+        for statement, values in statements:
+            assert ledger.execute(statement, values).rowcount > 0
+        ledger.commit()
+
+
+def edit_facts(workspace: Path, kind: str, change: Callable[[Any], Any]) -> None:
+    """Rewrite the body of every fact of one kind."""
+    with contextlib.closing(sqlite3.connect(workspace / "ledger.sqlite")) as ledger:
+        rows = ledger.execute("SELECT seq, body FROM facts WHERE kind = ?", (kind,)).fetchall()
+    updates = [(json.dumps(change(json.loads(body))), seq) for seq, body in rows]
+    edit_ledger(workspace, *(("UPDATE facts SET body = ? WHERE seq = ?", update) for update in updates))
+
+
+def outcomes(document: Any) -> dict[str, str]:
+    """Check name → outcome of a ``verify`` or ``audit --all`` document."""
+    return {check["name"]: check["outcome"] for check in document["checks"]}
+
+
+def failed(document: Any) -> set[str]:
+    """Names of the checks that failed."""
+    return {name for name, outcome in outcomes(document).items() if outcome == "failed"}
+
+
+def adapters(workspace: Path) -> dict[int, dict[str, bytes]]:
+    """Shard → the bytes of its served adapter's files."""
+    heads = {shard["shard"]: shard["head"] for shard in done("status", "-w", workspace)["shards"]}
+    return {
+        number: {file.name: file.read_bytes() for file in sorted(Path(head["adapter_dir"]).iterdir())}
+        for number, head in heads.items()
+        if head is not None
+    }
+
+
+def same_models(one: Path, other: Path) -> None:
+    """Two workspaces hold the same digests, checkpoint keys and adapter bytes."""
+    mine, theirs = done("status", "-w", one), done("status", "-w", other)
+    assert mine["manifest_digest"] == theirs["manifest_digest"]
+    for left, right in zip(mine["shards"], theirs["shards"], strict=True):
+        assert [left["slices"], left["records"]] == [right["slices"], right["records"]]
+        names = ("checkpoint", "slice", "tensor_digest")
+        heads = [shard["head"] and [shard["head"][name] for name in names] for shard in (left, right)]
+        assert heads[0] == heads[1]
+    assert adapters(one) == adapters(other)
