@@ -9,7 +9,9 @@ tensors made in inference mode could never be trained afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,40 +38,53 @@ def head_weights(session: Session) -> list[bytes]:
     return [session.workspace.store.get(checkpoint.files)[WEIGHTS_FILE] for _, checkpoint in served]
 
 
-def classify(session: Session, inputs: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """Label → mean probability, for each input with a ``text``."""
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What an answer is made with."""
+
+    heads: list[bytes]
+    tokenizer: Any
+    adapter: Adapter
+
+
+@contextmanager
+def _serving(session: Session) -> Iterator[_Served]:
+    """The served heads and the adapter slot to put them in, under the recipe's switches."""
     recipe = session.recipe
     heads = head_weights(session)
     with reproducible(recipe), torch.no_grad():
         base = str(pinned_path(recipe, session.options.base_model))
-        tokenizer, adapter = load_tokenizer(recipe, base), process_adapter(recipe, base)
+        adapter = process_adapter(recipe, base)
         adapter.model.eval()
-        rows = [encode_prompt(fields, recipe, tokenizer) for fields in inputs]
+        yield _Served(heads, load_tokenizer(recipe, base), adapter)
+
+
+def classify(session: Session, inputs: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Label → mean probability, for each input with a ``text``."""
+    recipe = session.recipe
+    with _serving(session) as served:
+        rows = [encode_prompt(fields, recipe, served.tokenizer) for fields in inputs]
         total = torch.zeros(len(rows), len(recipe.labels), dtype=torch.float64)
-        for weights in heads:
-            adapter.load(weights)
+        for weights in served.heads:
+            served.adapter.load(weights)
             for start in range(0, len(rows), recipe.batch_size):
-                batch = pad_batch(rows[start : start + recipe.batch_size], tokenizer.pad_token_id, recipe.device)
-                logits = adapter.model(**batch).logits
+                chunk = rows[start : start + recipe.batch_size]
+                logits = served.adapter.model(**pad_batch(chunk, served.tokenizer.pad_token_id, recipe.device)).logits
                 total[start : start + recipe.batch_size] += logits.double().softmax(-1).cpu()
-        means = (total / len(heads)).tolist()
+        means = (total / len(served.heads)).tolist()
     return [dict(zip(recipe.labels, mean, strict=True)) for mean in means]
 
 
 def generate(session: Session, inputs: Sequence[dict[str, Any]]) -> list[str]:
     """The greedy answer of the ensemble to each input's ``prompt``, ``text`` or ``messages``."""
     recipe = session.recipe
-    heads = head_weights(session)
-    with reproducible(recipe), torch.no_grad():
-        base = str(pinned_path(recipe, session.options.base_model))
-        tokenizer, adapter = load_tokenizer(recipe, base), process_adapter(recipe, base)
-        adapter.model.eval()
-        end = end_token_id(recipe, tokenizer)
-        answers = []
+    answers = []
+    with _serving(session) as served:
+        end = end_token_id(recipe, served.tokenizer)
         for fields in inputs:
-            prompt = encode_prompt(fields, recipe, tokenizer)
-            answer = _decode(adapter, heads, prompt, end, session.options.max_new_tokens)
-            answers.append(str(tokenizer.decode(answer, skip_special_tokens=True)))
+            prompt = encode_prompt(fields, recipe, served.tokenizer)
+            answer = _decode(served.adapter, served.heads, prompt, end, session.options.max_new_tokens)
+            answers.append(str(served.tokenizer.decode(answer, skip_special_tokens=True)))
     return answers
 
 
@@ -81,7 +96,8 @@ def _decode(adapter: Adapter, heads: Sequence[bytes], prompt: list[int], end: in
     while len(answer) < limit:
         total = torch.zeros((), dtype=torch.float64)
         for number, weights in enumerate(heads):
-            adapter.load(weights)
+            if len(heads) > 1 or not answer:  # one head stays where it is
+                adapter.load(weights)
             out = adapter.model(input_ids=tokens, past_key_values=caches[number], use_cache=True)
             caches[number] = out.past_key_values
             total = total + out.logits[0, -1].double().softmax(-1).cpu()

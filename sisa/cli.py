@@ -9,24 +9,31 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from shards.checks import Check, report
 from shards.errors import InputError, OperationError, SisaError, StorageError
 from shards.workspace import Workspace
 from sisa import __version__
+from sisa.printing import (
+    err,
+    out,
+    print_checks,
+    print_deleted,
+    print_document,
+    print_error,
+    print_ingested,
+    print_json,
+    print_record,
+    print_status,
+)
 from sisa.session import open_session
-
-_out = Console(highlight=False, soft_wrap=True, emoji=False)
-_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-_STYLES = {"passed": "green", "failed": "bold red", "not_checked": "yellow"}
 
 Command = Callable[..., None]
 _FILE = click.Path(path_type=Path)
@@ -50,14 +57,20 @@ def _set(command: Command) -> Command:
 
 
 def _running(command: Command) -> Command:
-    """Options of every command that runs slice steps."""
+    """Options of every command that runs slice steps, handed on together as ``running``."""
+
+    @wraps(command)
+    def packed(executor: str | None, workers: int | None, ray_address: str | None, **arguments: Any) -> None:
+        running = {"executor": executor, "workers": workers, "ray_address": ray_address}
+        command(running=running, **arguments)
+
     for option in (
         click.option("--ray-address", help="A running Ray cluster; without it, one is started here."),
         click.option("--workers", type=click.IntRange(min=1), help="Worker processes."),
         click.option("--executor", type=click.Choice(["ray", "inline"]), help="Where steps run."),
     ):
-        command = option(command)
-    return command
+        packed = option(packed)
+    return packed
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -99,12 +112,12 @@ def init(
     values |= {name: value for name, value in (("shards", shards), ("slices", slices)) if value is not None}
     settings = initialise(directory, task=task, base_model=base_model, data=data, keys_from=keys_from, values=values)
     if as_json:
-        _print_json({"workspace": str(directory.resolve()), "recipe_digest": settings.recipe.digest})
+        print_json({"workspace": str(directory.resolve()), "recipe_digest": settings.recipe.digest})
         return
     recipe = settings.recipe
     where = escape(str(directory))
-    _out.print(f"Made workspace [bold]{where}[/]: {recipe.shards} shards x {recipe.slices} slices, {recipe.task}.")
-    _out.print(f"Every key is explained in {where}/sisa.yaml. Next: [bold]sisa train -w {where}[/]")
+    out.print(f"Made workspace [bold]{where}[/]: {recipe.shards} shards x {recipe.slices} slices, {recipe.task}.")
+    out.print(f"Every key is explained in {where}/sisa.yaml. Next: [bold]sisa train -w {where}[/]")
 
 
 @cli.command()
@@ -119,7 +132,7 @@ def ingest(workspace: Path, data: tuple[Path, ...], strict: bool, overrides: tup
 
     with open_session(workspace, overrides) as session:
         done = run(session, data, strict=strict)
-    _print_json(done.to_json()) if as_json else _print_ingested(done.to_json())
+    print_json(done.to_json()) if as_json else print_ingested(done.to_json())
 
 
 @cli.command()
@@ -135,9 +148,7 @@ def train(
     data: tuple[Path, ...],
     strict: bool,
     restart_shards: bool,
-    executor: str | None,
-    workers: int | None,
-    ray_address: str | None,
+    running: dict[str, Any],
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -145,15 +156,14 @@ def train(
     from sisa.progress import progress_bar
     from sisa.train import train as run
 
-    running = {"executor": executor, "workers": workers, "ray_address": ray_address}
-    with open_session(workspace, overrides, **running) as session, progress_bar(_err, "training") as bar:
+    with open_session(workspace, overrides, **running) as session, progress_bar(err, "training") as bar:
         done = run(session, data, strict=strict, restart_shards=restart_shards, report=bar)
     document = done.to_json()
     if as_json:
-        _print_json(document)
+        print_json(document)
         return
-    _print_ingested(document["ingested"])
-    _out.print(
+    print_ingested(document["ingested"])
+    out.print(
         f"Trained {document['steps_trained']} slice steps; serving manifest {document['manifest_generation']} "
         f"([dim]{document['manifest_digest'][:16]}[/])."
     )
@@ -213,9 +223,7 @@ def delete(
     ignore_missing: bool,
     request_id: str | None,
     certificate: Path | None,
-    executor: str | None,
-    workers: int | None,
-    ray_address: str | None,
+    running: dict[str, Any],
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -226,8 +234,7 @@ def delete(
 
     listed = [line.rstrip("\r\n") for line in ids_file] if ids_file else []
     everything = [*ids, *filter(None, listed)]
-    running = {"executor": executor, "workers": workers, "ray_address": ray_address}
-    with open_session(workspace, overrides, **running) as session, progress_bar(_err, "retraining") as bar:
+    with open_session(workspace, overrides, **running) as session, progress_bar(err, "retraining") as bar:
         done = run(
             session,
             everything,
@@ -240,9 +247,9 @@ def delete(
     if certificate is not None and done.certificate is not None:
         replace_file(certificate.resolve(), done.certificate.read_bytes())
     if as_json:
-        _print_json(done.to_json())
+        print_json(done.to_json())
     else:
-        _print_deleted(done.to_json(), dry_run)
+        print_deleted(done.to_json(), dry_run=dry_run)
 
 
 @cli.command()
@@ -258,26 +265,22 @@ def verify(
     public_key: Path | None,
     workspace: Path | None,
     replay: Any,
-    executor: str | None,
-    workers: int | None,
-    ray_address: str | None,
+    running: dict[str, Any],
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Check a deletion CERTIFICATE, offline; prints every check and its outcome."""
     from sisa.verify import verify as run
 
-    running = {"executor": executor, "workers": workers, "ray_address": ray_address}
-
     def replayer(opened: Workspace, shards: list[int], level: str) -> list[Check]:
         from sisa.progress import progress_bar
         from sisa.replay import replay as again
 
-        with open_session(opened.path, overrides, **running) as session, progress_bar(_err, "replaying") as bar:
+        with open_session(opened.path, overrides, **running) as session, progress_bar(err, "replaying") as bar:
             return again(session.workspace, shards, level, session.executor(), session.trainer(), bar)
 
     checks = run(certificate, public_key=public_key, workspace=workspace, replay=replay, replayer=replayer)
-    _print_checks(checks, as_json)
+    _show_checks(checks, as_json=as_json)
 
 
 @cli.command()
@@ -319,13 +322,13 @@ def audit(
     finally:
         opened.close()
     if everything:
-        _print_checks(checks, as_json)
+        _show_checks(checks, as_json=as_json)
     elif as_json:
-        _print_json(document)
+        print_json(document)
     elif record_id is not None:
-        _print_record(document)
+        print_record(document)
     else:
-        _print_document(document)
+        print_document(document)
 
 
 @cli.command()
@@ -338,7 +341,7 @@ def status(workspace: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
     with open_session(workspace, overrides) as session:
         document = run(session)
-    _print_json(document) if as_json else _print_status(document)
+    print_json(document) if as_json else print_status(document)
 
 
 @cli.command()
@@ -351,7 +354,7 @@ def export(workspace: Path, records: Path, as_json: bool) -> None:
 
     with open_session(workspace) as session:
         count = export_records(session, records.resolve())
-    _print_json({"records": count, "file": str(records.resolve())}) if as_json else _out.print(
+    print_json({"records": count, "file": str(records.resolve())}) if as_json else out.print(
         f"Wrote {count} records to {escape(str(records))}. It is personal data."
     )
 
@@ -362,93 +365,7 @@ def demo(directory: Path | None) -> None:
     """The whole story on invented customers, no input needed (about two minutes)."""
     from sisa.demo import run
 
-    run(_out, directory)
-
-
-# -- printing --------------------------------------------------------------------------------------
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    click.echo(json.dumps(document, ensure_ascii=False, indent=1))
-
-
-def _print_ingested(counts: dict[str, int]) -> None:
-    _out.print(
-        f"Took in {counts['added']} records; {counts['unchanged']} held already, {counts['tombstoned']} deleted "
-        f"earlier and left out, {counts['truncated']} longer than max_length and cut."
-    )
-
-
-def _print_deleted(document: dict[str, Any], dry_run: bool) -> None:
-    share = document["impact"]["retrained_share"]
-    table = Table("shard", "first hit slice", "checkpoints to purge", "steps to retrain", box=None, pad_edge=False)
-    for shard in document["impact"]["shards"]:
-        table.add_row(
-            *(str(shard[key]) for key in ("shard", "first_slice")), str(len(shard["purged"])), str(shard["steps"])
-        )
-    _out.print(f"{len(document['ids'])} record(s), {share:.1%} of the original training to repeat:")
-    _out.print(table)
-    for missing in document["missing"]:
-        _out.print(f"[yellow]never held, left out:[/] {escape(repr(missing))}")
-    for label in document["labels_gone"]:
-        _out.print(f"[yellow]last record of label[/] {escape(label)}: its name stays in the recipe")
-    if dry_run:
-        _out.print("Dry run: nothing was changed.")
-    elif document["certificate"]:
-        _out.print(f"Request {document['request_id']} is completed in {document['seconds']:.1f} s.")
-        _out.print(f"Certificate: [bold]{escape(document['certificate'])}[/]")
-
-
-def _print_checks(checks: Sequence[Check], as_json: bool) -> None:
-    document = report(checks)
-    if as_json:
-        _print_json(document)
-    else:
-        for check in checks:
-            outcome = f"[{_STYLES[check.outcome]}]{check.outcome.replace('_', ' '):<11}[/]"
-            _out.print(f"{outcome} {check.level:<3} {check.name}: {escape(check.detail)}")
-        _out.print(f"{document['passed']} passed, {document['failed']} failed, {document['not_checked']} not checked")
-    if document["failed"]:
-        sys.exit(1)
-
-
-def _print_record(document: dict[str, Any]) -> None:
-    state = "present" if document["present"] else "deleted" if document["deleted"] else "never held"
-    place = f"shard {document['shard']}, slice {document['slice']}"
-    _out.print(f"Record [bold]{escape(document['id'])}[/]: {state}, {place}")
-    _out.print(f"tag {document['tag']}")
-    table = Table("checkpoint", "slice", "state", "epochs", "created", "purged", box=None, pad_edge=False)
-    for seen in document["exposures"]:
-        state = "[green]live[/]" if seen["live"] else "[dim]purged[/]"
-        epochs = str(seen["epochs"]) if seen["epochs"] else "0 (inherited)"
-        times = ((seen[name] or "")[:19] for name in ("created", "purged"))
-        table.add_row(seen["checkpoint"][:16], str(seen["slice"]), state, epochs, *times)
-    _out.print(table if document["exposures"] else "No checkpoint ever saw it.")
-    _out.print(f"served in manifests {document['manifests']}; derived artefacts: {len(document['derived'])}")
-
-
-def _print_status(document: dict[str, Any]) -> None:
-    _out.print(
-        f"{document['records']} records, manifest {document['manifest_generation']} "
-        f"({(document['manifest_digest'] or 'nothing served')[:16]}), {document['storage_bytes'] / 2**20:.1f} MiB"
-    )
-    table = Table("shard", "records", "slices (records)", "head", "tensors", box=None, pad_edge=False)
-    for shard in document["shards"]:
-        head = shard["head"]
-        slices = " ".join(
-            f"{part['slice']}({part['records']}{'' if part['checkpoint'] else ', untrained'})"
-            for part in shard["slices"]
-        )
-        served = (head["checkpoint"][:16], head["tensor_digest"][:16]) if head else ("[yellow]absent[/]", "")
-        table.add_row(str(shard["shard"]), str(shard["records"]), slices, *served)
-    _out.print(table)
-    for request in document["requests"]:
-        what = f"{request['state']}, {request['records']} record(s), accepted {request['accepted'][:19]}"
-        _out.print(f"request {request['request_id']}: {what}")
-
-
-def _print_document(document: dict[str, Any]) -> None:
-    _out.print_json(json.dumps(document))
+    run(out, directory)
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -462,7 +379,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         error.show()
         sys.exit(2)
     except click.Abort:
-        _err.print("Stopped. Run the same command again to continue.")
+        err.print("Stopped. Run the same command again to continue.")
         sys.exit(3)
     except SisaError as error:
         _fail(error)
@@ -477,7 +394,13 @@ def main(arguments: Iterable[str] | None = None) -> None:
 
 
 def _fail(error: SisaError) -> None:
-    kind = type(error).__name__.removesuffix("Error")
-    _err.print(f"[bold red]error[/] {kind}", highlight=False)
-    _err.print(f"{error}", markup=False, highlight=False)
+    print_error(error)
     sys.exit(error.exit_code)
+
+
+def _show_checks(checks: Sequence[Check], *, as_json: bool) -> None:
+    """Print checks; a failed one decides the exit code."""
+    document = report(checks)
+    print_json(document) if as_json else print_checks(checks)
+    if document["failed"]:
+        sys.exit(1)
