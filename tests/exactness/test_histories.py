@@ -63,25 +63,25 @@ def assert_verified(world: World) -> None:
         assert not [check for check in checks if check.outcome == "failed"]
 
 
-@examples(400)
+@examples(900)
 @given(recipe=recipes(), events=histories(st.none()))
 def test_any_history_equals_a_fresh_run(recipe: Recipe, events: list[Event]) -> None:
     play(recipe, events)
 
 
-@examples(500)
+@examples(900)
 @given(recipe=recipes(), events=histories(kills() | st.none()))
 def test_any_history_killed_anywhere_equals_a_fresh_run(recipe: Recipe, events: list[Event]) -> None:
     play(recipe, events)
 
 
-@examples(60)
+@examples(100)
 @given(recipe=recipes(), events=histories(kills() | st.none()))
 def test_every_certificate_of_any_history_verifies(recipe: Recipe, events: list[Event]) -> None:
     play(recipe, events, certificates=True)
 
 
-@examples(60)
+@examples(100)
 @given(
     recipe=recipes(),
     gone=st.lists(st.integers(0, POOL - 1), min_size=1, max_size=4, unique=True),
