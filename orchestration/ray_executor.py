@@ -76,21 +76,40 @@ class RayExecutor:
         waiting = deque(chains)
         if not waiting:
             return
-        running: dict[Any, _Run] = {}
+        crew: list[Any] = []
         with self.cluster():
+            self._refuse_too_small()
             try:
-                yield from self._drive(waiting, running, trainer, (workspace, store))
+                yield from self._drive(waiting, crew, trainer, (workspace, store))
             finally:  # nobody may write after the caller has gone on
-                for run in running.values():
-                    ray.kill(run.worker)
+                for worker in crew:
+                    ray.kill(worker)
+
+    def _refuse_too_small(self) -> None:
+        """An actor that fits nowhere would wait for ever."""
+        need = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        have = ray.cluster_resources()
+        lacking = [f"{have.get(name, 0):g} {name}" for name, count in need.items() if have.get(name, 0) < count]
+        if lacking:
+            raise OperationError(
+                "a Ray cluster with " + " and ".join(f"{count:g} {name}" for name, count in need.items() if count),
+                " and ".join(lacking),
+                "add a node to the cluster, or name another with --ray-address",
+            )
 
     def _drive(
         self,
         waiting: deque[ChainOrder],
-        running: dict[Any, _Run],
+        crew: list[Any],
         trainer: SliceTrainer,
         paths: tuple[Path, Path],
     ) -> Iterator[Outcome]:
+        running: dict[Any, _Run] = {}
+
+        def hire() -> Any:
+            crew.append(self._start(trainer))
+            return crew[-1]
+
         def submit(run: _Run) -> None:
             running[run.worker.perform.remote(order(run.chain, run.number, run.done, *paths))] = run
 
@@ -99,13 +118,13 @@ class RayExecutor:
             submit(_Run(chain, 0, chain.parent, worker))
 
         for _ in range(min(self.workers, len(waiting))):
-            begin(self._start(trainer))
+            begin(hire())
         while running:
             (ready,), _ = ray.wait(list(running), num_returns=1)
             run = running.pop(ready)
             outcome = self._outcome(ready, run)
             if outcome is None:  # the worker died; nothing was recorded
-                submit(replace(run, worker=self._start(trainer), tries=run.tries + 1))
+                submit(replace(run, worker=hire(), tries=run.tries + 1))
                 continue
             yield outcome
             if outcome.checkpoint is not None and run.number + 1 < len(run.chain.steps):
@@ -115,7 +134,7 @@ class RayExecutor:
             else:  # idle, or dead, or in an odd state: its place is given back
                 ray.kill(run.worker)
                 if waiting:
-                    begin(self._start(trainer))
+                    begin(hire())
 
     def _start(self, trainer: SliceTrainer) -> Any:
         options = {"num_cpus": self.cpus_per_worker, "num_gpus": self.gpus_per_worker}

@@ -36,7 +36,7 @@ CERTIFICATE = "certificate/1"
 DERIVED = "derived/1"
 
 # Facts after which a certificate signed before says less than everything about the present.
-CHANGING = (INGEST, CHECKPOINT, MANIFEST, REQUEST, ERASURE, PURGE, DERIVED)
+CHANGING = (INGEST, CHECKPOINT, MANIFEST, REQUEST, ERASURE, PURGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +162,10 @@ class Book:
     def certificates(self) -> dict[str, Fact]:
         """Certificate facts by request ID; the last one counts."""
         return {fact.body["request_id"]: fact for fact in self.ledger.facts(CERTIFICATE)}
+
+    def issued(self, request_id: str) -> list[Fact]:
+        """Every certificate ever issued for a request, oldest first."""
+        return [fact for fact in self.ledger.facts(CERTIFICATE) if fact.body["request_id"] == request_id]
 
     def derived(self) -> list[Fact]:
         """What was made from served heads and left the workspace."""

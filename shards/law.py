@@ -20,22 +20,32 @@ def check_law(workspace: Workspace, *, completing: frozenset[str] = frozenset())
 
     Args:
         workspace: to be asked about.
-        completing: request IDs that are about to be certified and so must hold already.
+        completing: request IDs that their driver is about to certify and that so must hold already.
     """
-    try:
-        visible = workspace.visible_sets()
-    except IntegrityError as error:
-        return [judged("law", "evidence of what each checkpoint saw is whole", [str(error)], "")]
+    visible = workspace.visible_sets()
     return [
+        _evidence(workspace, visible),
         _served(workspace, visible),
         _stored(workspace, visible, completing),
         _vault(workspace, completing),
         _parts(workspace),
         _objects(workspace),
-        _strays(workspace),
+        _strays(workspace, driving=bool(completing)),
         _tensors(workspace),
+        _planned(workspace, completing),
         _lineages(workspace),
     ]
+
+
+def _evidence(workspace: Workspace, visible: dict[str, frozenset[bytes]]) -> Check:
+    """What a checkpoint saw must be known while it is stored; of a purged one, its loss is told."""
+    name = "what each checkpoint saw is known"
+    history = workspace.book.checkpoints()
+    lost = [stored for stored in history if stored.checkpoint.key not in visible]
+    problems = [f"not of checkpoint {stored.checkpoint.key[:12]}, which is stored" for stored in lost if stored.live]
+    if lost and not problems:
+        return unchecked("law", name, f"{len(lost)} purged checkpoints have lost their list, {len(history)} were made")
+    return judged("law", name, problems, f"{len(history)} checkpoints ever made")
 
 
 def _completed(workspace: Workspace, completing: frozenset[str]) -> frozenset[bytes]:
@@ -69,7 +79,11 @@ def _served(workspace: Workspace, visible: dict[str, frozenset[bytes]]) -> Check
 def _stored(workspace: Workspace, visible: dict[str, frozenset[bytes]], completing: frozenset[str]) -> Check:
     forgotten = _completed(workspace, completing)
     live = workspace.book.live()
-    problems = [f"checkpoint {key[:12]} is stored and saw a deleted record" for key in live if forgotten & visible[key]]
+    problems = [
+        f"checkpoint {key[:12]} is stored and saw a deleted record"
+        for key in live
+        if forgotten & visible.get(key, forgotten)
+    ]
     referenced = workspace.referenced_objects()
     problems += [
         f"checkpoint {stored.checkpoint.key[:12]} was purged and its files are still there"
@@ -104,12 +118,13 @@ def _objects(workspace: Workspace) -> Check:
     return judged("law", "the store holds what the ledger says", problems, f"{len(objects)} objects")
 
 
-def _strays(workspace: Workspace) -> Check:
+def _strays(workspace: Workspace, *, driving: bool) -> Check:
     name = "nothing is stored that no fact names"
     known = {part.file for part in workspace.book.parts()}
     strays = sorted(workspace.store.objects() - workspace.referenced_objects())
     strays += sorted(entry.name for entry in workspace.vault.root.iterdir() if entry.name not in known)
-    if strays and lock.held(workspace.path / "lock"):
+    strays += sorted(entry.name for entry in workspace.leftovers())
+    if strays and not driving and lock.held(workspace.path / "lock"):
         return unchecked("law", name, "a live process is writing")
     return judged("law", name, [f"{stray[:16]} (run `sisa train` to sweep)" for stray in strays], "no strays")
 
@@ -133,6 +148,27 @@ def _tensors(workspace: Workspace) -> Check:
         if head.checkpoint not in live or live[head.checkpoint].tensors != head.tensors
     ]
     return judged("law", "every checkpoint's tensors are those recorded", problems, f"{len(live)} checkpoints")
+
+
+def _planned(workspace: Workspace, completing: frozenset[str]) -> Check:
+    """Keys cover every record trained, so a stored step of the plan saw survivors only."""
+    name = "what is stored is what the surviving records give"
+    try:
+        steps = workspace.plan().steps() if workspace.book.pinned() is not None else {}
+    except IntegrityError:  # reported by the check of parts
+        return unchecked("law", name, "the surviving records cannot be read")
+    live = workspace.book.live()
+    unplanned = [key for key in live if key not in steps]
+    done = completing | frozenset(workspace.book.certificates())
+    waiting = any(request.request_id not in done for _, request in workspace.book.requests())
+    if unplanned and (waiting or steps.keys() - live.keys()):
+        return unchecked("law", name, "a deletion or training is under way (`sisa train`)")
+    problems = [f"checkpoint {key[:12]} is not in the plan of the surviving records" for key in unplanned]
+    for key, made in live.items():
+        members = {stored.tag for stored in steps[key].members} if key in steps else set()
+        if key in steps and workspace.store.intact(made.seen) and workspace.trained_tags(made.seen) != members:
+            problems.append(f"checkpoint {key[:12]} is recorded to have seen other records than its key says")
+    return judged("law", name, problems, f"{len(live)} checkpoints, {len(steps)} steps")
 
 
 def _lineages(workspace: Workspace) -> Check:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from shards.errors import LockedError
 from shards.files import storage
+
+_TRIES = 4
+_PAUSE_SECONDS = 0.05
 
 
 @contextmanager
@@ -23,21 +27,30 @@ def exclusive(path: Path) -> Iterator[None]:
     with storage(f"lock {path}"):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(handle, 32, 0).decode().strip() or "unknown"
-            raise LockedError(
-                f"nobody else driving {path.parent}",
-                f"process {holder} holds its lock",
-                "wait for it to end, or stop it, and run the same command again",
-            ) from error
+        _take(handle, path)
         with storage(f"lock {path}"):
             os.ftruncate(handle, 0)
             os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(handle)
+
+
+def _take(handle: int, path: Path) -> None:
+    for left in reversed(range(_TRIES)):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if left:  # somebody may only be asking whether it is held
+                time.sleep(_PAUSE_SECONDS)
+                continue
+            holder = os.pread(handle, 32, 0).decode().strip() or "unknown"
+            raise LockedError(
+                f"nobody else driving {path.parent}",
+                f"process {holder} holds its lock",
+                "wait for it to end, or stop it, and run the same command again",
+            ) from error
 
 
 def held(path: Path) -> bool:

@@ -7,7 +7,7 @@ be purged?" are set operations on keys.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,8 +160,8 @@ class Impact:
         }
 
 
-def difference(before: Plan, after: Plan) -> Impact:
-    """What must be purged and trained to go from one plan to the other."""
+def difference(before: Plan, after: Plan, stored: Set[str]) -> Impact:
+    """What must be purged and trained to go from one plan to the other, given what is ``stored``."""
     old, new = before.steps(), after.steps()
     shards = []
     for chain, chain_after in zip(before.chains, after.chains, strict=True):
@@ -169,7 +169,7 @@ def difference(before: Plan, after: Plan) -> Impact:
         added = [step for step in chain_after.steps if step.key not in old]
         if gone or added:
             first = min(step.link.slice for step in gone + added)
-            purged = tuple(step.key for step in gone)
+            purged = tuple(step.key for step in gone if step.key in stored)
             shards.append(ShardImpact(chain.shard, first, len(added), purged))
     retrained = [step for key, step in new.items() if key not in old]
     total = sum(len(step.members) for step in old.values())

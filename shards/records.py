@@ -130,12 +130,13 @@ def read_records(
             problems.append(f"{path.name}: the file holds no records")
     if problems:
         raise RecordError(
-            "records that can all be taken in", _listed(problems), "mend the lines named; nothing was ingested"
+            "records that can all be taken in", listed(problems), "mend the lines named; nothing was ingested"
         )
     return incoming
 
 
-def _listed(problems: Sequence[str]) -> str:
+def listed(problems: Sequence[str]) -> str:
+    """How many problems there are, and the first of them."""
     shown = "".join(f"\n         {problem}" for problem in problems[:_SHOWN])
     more = len(problems) - _SHOWN
     return f"{len(problems)} problem(s):{shown}" + (f"\n         and {more} more" if more > 0 else "")

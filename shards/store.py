@@ -44,7 +44,7 @@ class Store:
         temporary = self.root / f"{TEMPORARY}{uuid.uuid4().hex}"
         with storage(f"store an object in {self.root}"):
             try:
-                temporary.mkdir(parents=True)
+                temporary.mkdir()
                 for name, data in sorted(files.items()):
                     write_new(temporary / name, data)
                 fsync_directory(temporary)

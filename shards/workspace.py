@@ -7,10 +7,13 @@ DIR/store/           checkpoints and what they saw, content-addressed
 DIR/ledger.sqlite    facts, no personal data
 DIR/certificates/    one signed certificate a deletion
 DIR/lock             held by the live driver
+DIR/replay-*         checkpoints of a running replay, compared and removed
 """
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +33,7 @@ from shards.vault import Part, StoredRecord, Vault, record_tag
 
 CONFIG_FILE = "sisa.yaml"
 SEEN_FILE = "tags"
+SCRATCH = "replay-"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
@@ -142,21 +146,15 @@ class Workspace:
     def visible_sets(self) -> dict[str, frozenset[bytes]]:
         """For every checkpoint ever recorded: all tags trained anywhere in its lineage.
 
-        Raises:
-            IntegrityError: if evidence of what a checkpoint saw is missing.
+        A checkpoint is missing if the list of what it, or an ancestor, saw is lost or damaged.
         """
         visible: dict[str, frozenset[bytes]] = {}
         for stored in self.book.checkpoints():
             checkpoint = stored.checkpoint
             parent = checkpoint.link.parent
-            if parent is not None and parent not in visible:
-                raise IntegrityError(
-                    f"a fact for checkpoint {parent}",
-                    f"none, though {checkpoint.key} names it as its parent",
-                    "restore the ledger from a backup",
-                )
-            inherited = visible[parent] if parent is not None else frozenset()
-            visible[checkpoint.key] = inherited | self.trained_tags(checkpoint.seen)
+            if (parent is None or parent in visible) and self.store.intact(checkpoint.seen):
+                inherited = visible[parent] if parent is not None else frozenset()
+                visible[checkpoint.key] = inherited | self.trained_tags(checkpoint.seen)
         return visible
 
     def stored_tensors(self, checkpoint: Checkpoint) -> str:
@@ -191,13 +189,34 @@ class Workspace:
     def sweep(self) -> list[str]:
         """Remove what killed processes left: files and objects that no fact names."""
         removed = self.vault.sweep(self.book.parts())
-        for unnamed in (self.path / "certificates").glob(f"{TEMPORARY}*"):
+        for unnamed in self.leftovers():
             remove(unnamed)
             removed.append(unnamed.name)
         for name in sorted(self.store.objects() - self.referenced_objects()):
             self.store.purge(name)
             removed.append(name)
         return removed
+
+    def leftovers(self) -> list[Path]:
+        """Half-written certificates and the scratch of replays, which nothing may outlive."""
+        return [*(self.path / "certificates").glob(f"{TEMPORARY}*"), *self.path.glob(f"{SCRATCH}*")]
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A directory for a replay's checkpoints.
+
+        It lies in the workspace, so that a driver that comes along sweeps what a killed replay left,
+        and ends a running one: a deletion does not wait for replays. Where the workspace cannot be
+        written to, it is a temporary directory.
+        """
+        try:
+            directory = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=self.path))
+        except OSError:
+            directory = Path(tempfile.mkdtemp(prefix="sisa-replay-"))
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
 
     def pin(self, recipe: dict[str, object], digest: str, namespace: str) -> tuple[str, dict[str, object]]:
         """The fact that pins a recipe."""

@@ -186,6 +186,11 @@ def _is_linear(module: object) -> bool:
 _loaded = lru_cache(maxsize=1)(Adapter)
 
 
+def release() -> None:
+    """Drop the base that this process keeps."""
+    _loaded.cache_clear()
+
+
 def process_adapter(recipe: Recipe, base_model: str) -> Adapter:
     """This process's adapter slot: the base is loaded once and kept, unless a step changed it."""
     adapter = _loaded(recipe, base_model)

@@ -63,12 +63,12 @@ def classify(session: Session, inputs: Sequence[dict[str, Any]]) -> list[dict[st
     """Label → mean probability, for each input with a ``text``."""
     recipe = session.recipe
     with _serving(session) as served:
-        rows = [encode_prompt(fields, recipe, served.tokenizer) for fields in inputs]
-        total = torch.zeros(len(rows), len(recipe.labels), dtype=torch.float64)
+        texts = [encode_prompt(fields, recipe, served.tokenizer) for fields in inputs]
+        total = torch.zeros(len(texts), len(recipe.labels), dtype=torch.float64)
         for weights in served.heads:
             served.adapter.load(weights)
-            for start in range(0, len(rows), recipe.batch_size):
-                chunk = rows[start : start + recipe.batch_size]
+            for start in range(0, len(texts), recipe.batch_size):
+                chunk = texts[start : start + recipe.batch_size]
                 logits = served.adapter.model(**pad_batch(chunk, served.tokenizer.pad_token_id, recipe.device)).logits
                 total[start : start + recipe.batch_size] += logits.double().softmax(-1).cpu()
         means = (total / len(served.heads)).tolist()

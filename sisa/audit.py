@@ -20,13 +20,17 @@ from shards.workspace import Workspace
 
 
 def audit_record(workspace: Workspace, record_id: str) -> dict[str, Any]:
-    """Everything known of one record ID: the ``audit`` JSON document."""
+    """Everything known of one record ID, its deleted versions included: the ``audit`` JSON document.
+
+    ``unknown`` names checkpoints whose list of what they saw is lost.
+    """
     held = next((stored for stored in workspace.survivors() if stored.record.id == record_id), None)
-    tags = {held.tag} if held is not None else _deleted_tags(workspace, record_id)
+    tags = _deleted_tags(workspace, record_id) | ({held.tag} if held is not None else set())
     document = _audit_tags(workspace, tags or {workspace.tag(record_id)})
     if held is not None:
         place = workspace.layout().place(held.record)
         document |= {
+            "tag": held.tag.hex(),
             "shard": place.shard,
             "slice": place.slice,
             "generation": held.record.generation,
@@ -54,7 +58,7 @@ def _audit_tags(workspace: Workspace, tags: set[bytes]) -> dict[str, Any]:
     exposures: list[dict[str, Any]] = []
     trained: list[Stored] = []
     for stored in history:
-        if not visible[stored.checkpoint.key] & tags:
+        if not visible.get(stored.checkpoint.key, frozenset()) & tags:
             continue
         own = bool(workspace.trained_tags(stored.checkpoint.seen) & tags)
         trained += [stored] if own else []
@@ -79,6 +83,7 @@ def _audit_tags(workspace: Workspace, tags: set[bytes]) -> dict[str, Any]:
         "shard": None if first is None else first.checkpoint.link.shard,
         "slice": None if first is None else first.checkpoint.link.slice,
         "exposures": exposures,
+        "unknown": sorted({stored.checkpoint.key for stored in history} - visible.keys()),
         "manifests": [
             manifest.generation
             for _, manifest in workspace.book.manifests()
@@ -145,7 +150,7 @@ def audit_checkpoint(workspace: Workspace, key: str) -> dict[str, Any]:
         )
     stored = matches[-1]
     own = workspace.trained_tags(stored.checkpoint.seen)
-    visible = workspace.visible_sets()[stored.checkpoint.key]
+    visible = workspace.visible_sets().get(stored.checkpoint.key, own)
     by_key = {other.checkpoint.key: other for other in history}
     chain, at = [], stored.checkpoint.link.parent
     while at is not None:

@@ -204,7 +204,7 @@ def skeleton(recipe: Recipe, base_model: str) -> Any:
     try:
         with torch.device("meta"):
             model = auto.from_config(AutoConfig.from_pretrained(path), attn_implementation=recipe.attention)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ConfigError(f"a base model for {recipe.task}", str(error), "choose another base model") from error
     _refuse_running_statistics(model)
     return model

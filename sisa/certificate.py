@@ -8,21 +8,21 @@ to which committed inputs, never how a model behaves, and it lists what it does 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from shards import book
+from shards.checks import Check
 from shards.deletion import DeletionRequest
 from shards.digest import bytes_digest, canonical_json
 from shards.files import replace_file
-from shards.law import check_law
 from shards.lineage import Checkpoint
 from shards.plan import Chain
 from shards.vault import vault_digest
 from shards.workspace import Workspace
 from sisa import __version__
-from sisa.session import Session
 from sisa.signing import PUBLIC_FILE, sign
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -54,10 +54,15 @@ def certificate_digest(workspace: Workspace, request_id: str) -> str | None:
     return bytes_digest(path.read_bytes()) if path.is_file() else None
 
 
-def issue(session: Session, request: DeletionRequest) -> Path:
-    """Sign the certificate of a completed request and record it; returns its path."""
-    workspace = session.workspace
-    envelope = sign(canonical_json(statement(workspace, request)), workspace.path / "keys")
+def issue(workspace: Workspace, request: DeletionRequest, law: Sequence[Check]) -> Path:
+    """Sign the certificate of a completed request and record it; returns its path.
+
+    Args:
+        workspace: whose deletion it is.
+        request: the completed request.
+        law: the law as it was just asked.
+    """
+    envelope = sign(canonical_json(statement(workspace, request, law)), workspace.path / "keys")
     data = json.dumps(envelope, indent=1).encode() + b"\n"
     path = certificate_path(workspace, request.request_id)
     replace_file(path, data)
@@ -65,7 +70,7 @@ def issue(session: Session, request: DeletionRequest) -> Path:
     return path
 
 
-def statement(workspace: Workspace, request: DeletionRequest) -> dict[str, Any]:
+def statement(workspace: Workspace, request: DeletionRequest, law: Sequence[Check]) -> dict[str, Any]:
     """The in-toto statement of a completed request, from stored artefacts alone."""
     manifest = workspace.book.manifest()
     heads = manifest.heads if manifest is not None else ()
@@ -76,11 +81,11 @@ def statement(workspace: Workspace, request: DeletionRequest) -> dict[str, Any]:
         "_type": STATEMENT_TYPE,
         "subject": subjects,
         "predicateType": PREDICATE_TYPE,
-        "predicate": _predicate(workspace, request),
+        "predicate": _predicate(workspace, request, law),
     }
 
 
-def _predicate(workspace: Workspace, request: DeletionRequest) -> dict[str, Any]:
+def _predicate(workspace: Workspace, request: DeletionRequest, law: Sequence[Check]) -> dict[str, Any]:
     pinned = workspace.pinned()
     plan = workspace.plan()
     live = workspace.book.live()
@@ -120,8 +125,12 @@ def _predicate(workspace: Workspace, request: DeletionRequest) -> dict[str, Any]
         },
         "erasure": [_action("vault parts", fact.body["digests"], fact.body["method"]) for fact in erasures]
         + [_action("checkpoints", fact.body["objects"], fact.body["method"]) for fact in purges],
-        "handed_out": [fact.body for fact in workspace.book.derived() if set(fact.body["parents"]) & set(purged)],
-        "law": [check.to_json() for check in check_law(workspace, completing=frozenset({request.request_id}))],
+        "handed_out": [
+            fact.body
+            for fact in workspace.book.derived()
+            if set(fact.body["parents"]) & set(purged) or (fact.body["kind"] == "records" and fact.seq < accepted.seq)
+        ],
+        "law": [check.to_json() for check in law],
         "not_claimed": list(NOT_CLAIMED),
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from io import TextIOWrapper
@@ -386,11 +387,11 @@ def main(arguments: Iterable[str] | None = None) -> None:
     except UnicodeError as error:
         _fail(InputError("text in UTF-8", str(error), "convert the file or argument to UTF-8"))
     except OSError as error:
-        _fail(
-            StorageError(
-                "the operating system to go along", str(error), "free space or mend permissions, then run again"
-            )
-        )
+        remedy = "free space or mend permissions, then run again"
+        _fail(StorageError("the operating system to go along", str(error), remedy))
+    except Exception:  # noqa: BLE001 - the program's edge: a defect is shown whole, and is no failed check (1)
+        traceback.print_exc()
+        sys.exit(3)
 
 
 def _fail(error: SisaError) -> None:

@@ -111,7 +111,8 @@ def delete(
     Raises:
         UnknownRecordError: naming the IDs or subjects that were never held; nothing was deleted.
         LockedError: if another process drives the workspace.
-        OperationError: if retraining failed; forgetting is done, and the next run continues.
+        OperationError: if retraining failed; forgetting is done, and the next run continues. What
+            holds back another request only is left to its own run, or to ``train``.
     """
     started = time.monotonic()
     if not ids and not subjects:
@@ -135,7 +136,7 @@ def delete(
                 if any(request in covering for request in unfinished_requests(session.workspace)):
                     done.raise_errors()
         # Nothing is covered only if all was missing and that was to be ignored.
-        impact = covering[-1].impact if covering else difference(Plan("", ()), Plan("", ())).to_json()
+        impact = covering[-1].impact if covering else difference(Plan("", ()), Plan("", ()), frozenset()).to_json()
     request = covering[-1].request_id if covering else None
     return Deleted(
         request_id=request,
@@ -162,12 +163,13 @@ def _look_up(session: Session, ids: Sequence[str], subjects: Sequence[str], igno
     namespace = workspace.pinned().namespace
     survivors = workspace.survivors()
     by_id = {stored.record.id: stored for stored in survivors}
+    covered = {tag: request for _, request in workspace.book.requests() for tag in request.tombstones}
     hit: dict[str, StoredRecord] = {}
     earlier: dict[str, DeletionRequest] = {}
     known: list[str] = []
     missing: list[str] = []
     for record_id in dict.fromkeys(ids):
-        before = workspace.book.request_of(workspace.tag(record_id).hex())
+        before = covered.get(workspace.tag(record_id).hex())
         if record_id in by_id:
             hit[record_id] = by_id[record_id]
         elif before is not None:
@@ -217,8 +219,9 @@ def _refuse_reused(workspace: Workspace, request_id: str | None, target: _Target
 
 
 def planned_impact(workspace: Workspace, records: Sequence[StoredRecord]) -> Impact:
-    """What deleting ``records`` does to the plan. This is a read-only operation."""
-    return difference(*_plans(workspace, {stored.tag for stored in records}))
+    """What deleting ``records`` does to the plan and the store. This is a read-only operation."""
+    plans = _plans(workspace, {stored.tag for stored in records})
+    return difference(*plans, workspace.book.live().keys())
 
 
 def _plans(workspace: Workspace, gone: Set[bytes]) -> tuple[Plan, Plan]:
@@ -248,7 +251,7 @@ def accept(
         tombstones=tombstones(records, workspace.keys, namespace),
         subjects=tuple(sorted({*subjects, *owners})),
         before={} if current is None else current.to_json(),
-        impact=difference(before, plan).to_json(),
+        impact=difference(before, plan, workspace.book.live().keys()).to_json(),
     )
     prefix = served(workspace, plan)
     workspace.ledger.append([(book.REQUEST, request.to_json()), (book.MANIFEST, prefix.to_json())])
@@ -294,7 +297,8 @@ def finish_requests(
     complete = [request for request in pending if _is_relearnt(workspace, request)]
     if complete:
         completing = frozenset(request.request_id for request in complete)
-        failed = [check for check in check_law(workspace, completing=completing) if check.outcome != "passed"]
+        law = check_law(workspace, completing=completing)
+        failed = [check for check in law if check.outcome == "failed"]
         if failed:
             raise LawViolationError(
                 f"the law to hold before signing: {failed[0].name}",
@@ -302,7 +306,7 @@ def finish_requests(
                 "nothing was certified; run `sisa audit --all` and report this",
             )
         for request in complete:
-            issue(session, request)
+            issue(workspace, request, law)
     return reconciled
 
 

@@ -33,8 +33,8 @@ class Example:
 
     @property
     def trainable(self) -> bool:
-        """Is there anything to learn? A causal model predicts every token but the first."""
-        return any(target != IGNORED for target in self.targets[1:] or self.targets)
+        """Is there anything to learn?"""
+        return any(target != IGNORED for target in self.targets)
 
 
 def encode(record: Record, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Example:
@@ -67,6 +67,7 @@ def encode(record: Record, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -
         answer = answer + end if fields["text"].strip() else []
     tokens = prompt + answer
     targets = [IGNORED] * len(prompt) + answer
+    targets[:1] = [IGNORED] if targets else []  # a causal model predicts every token but the first
     limit = recipe.max_length
     return Example(tuple(tokens[:limit]), tuple(targets[:limit]), len(tokens) > limit)
 

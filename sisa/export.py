@@ -21,7 +21,9 @@ def export_records(session: Session, file: Path) -> int:
     """
     records = [stored.record for stored in session.workspace.survivors()]
     lines = [json.dumps(record.to_json(), ensure_ascii=False, sort_keys=False) + "\n" for record in records]
-    replace_file(file, "".join(lines).encode(), private=True)
+    data = "".join(lines).encode()
+    replace_file(file, data, private=True)
+    register_derived(session, "records", data, ())
     return len(records)
 
 
@@ -32,7 +34,7 @@ def register_derived(session: Session, kind: str, data: bytes, parents: Sequence
 
     Args:
         session: an open session.
-        kind: what it is, for instance ``predictions``.
+        kind: ``predictions``, or ``records`` (a copy of all that survived then).
         data: its bytes; only a keyed digest of them is kept.
         parents: the heads it was made from.
     """

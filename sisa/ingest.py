@@ -12,11 +12,9 @@ from orchestration.executor import SliceTrainer
 from shards import book
 from shards.errors import InputError, RecordError
 from shards.layout import Assignment, ShardLayout
-from shards.records import Incoming, Record, read_records
+from shards.records import Incoming, Record, listed, read_records
 from shards.vault import StoredRecord, record_tag
 from sisa.session import Session
-
-_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +26,18 @@ class Ingested:
         unchanged: held already with the same content.
         tombstoned: left out because they were deleted.
         truncated: taken in, and longer than the recipe's sequence length.
+        files_missing: registered files that are not there (any more).
     """
 
     added: int
     unchanged: int
     tombstoned: int
     truncated: int
+    files_missing: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, int]:
-        """As printed and recorded."""
-        return asdict(self)
+    def to_json(self) -> dict[str, Any]:
+        """As printed."""
+        return asdict(self) | {"files_missing": list(self.files_missing)}
 
 
 def ingest(
@@ -64,7 +64,7 @@ def take_in(session: Session, data: Sequence[Path], trainer: SliceTrainer, *, st
     """:func:`ingest` for a caller that drives the workspace already."""
     workspace, recipe = session.workspace, session.recipe
     session.refuse_other_recipe()
-    files = list(data) or _registered(session)
+    files, missing = (list(data), ()) if data else _registered(session)
     incoming = read_records(files, recipe.task, columns=session.options.columns, labels=recipe.labels or None)
     forgotten = workspace.book.tombstones()
     held = {stored.record.id: stored for stored in workspace.survivors()}
@@ -93,25 +93,25 @@ def take_in(session: Session, data: Sequence[Path], trainer: SliceTrainer, *, st
                 problems.append(f"{item.where}: ID {record.id!r}: {fit.problem}")
             new.append(StoredRecord.of(record, workspace.keys, recipe.namespace, truncated=fit.truncated))
     if problems:
-        more = f"\n         and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise RecordError(
             "records that can all be taken in",
-            f"{len(problems)} problem(s):" + "".join(f"\n         {problem}" for problem in problems[:_SHOWN]) + more,
+            listed(problems),
             "mend the lines named; nothing was ingested",
         )
-    ingested = Ingested(len(new), unchanged, tombstoned, sum(stored.truncated for stored in new))
+    truncated = sum(stored.truncated for stored in new)
+    ingested = Ingested(len(new), unchanged, tombstoned, truncated, missing)
     commit(session, new, ingested)
     return ingested
 
 
-def _registered(session: Session) -> list[Path]:
-    """The registered files. Once records are held, a file that is gone holds nothing new."""
-    files = [Path(name) for name in session.options.data]
+def _registered(session: Session) -> tuple[list[Path], tuple[str, ...]]:
+    """The registered files, and those that are missing: once records are held, that is only told."""
+    files = [session.workspace.path / name for name in session.options.data]
     if session.workspace.book.pinned() is not None:
-        return [file for file in files if file.exists()]
+        return [file for file in files if file.exists()], tuple(str(file) for file in files if not file.exists())
     if not files:
         raise InputError("data files", "none registered in sisa.yaml and none named", "name some with --data")
-    return files
+    return files, ()
 
 
 def _difference(item: Incoming, held: Record) -> str:
@@ -136,7 +136,7 @@ def commit(session: Session, new: Sequence[StoredRecord], ingested: Ingested) ->
     if workspace.book.pinned() is None:
         facts.append(workspace.pin(recipe.to_json(), recipe.digest, recipe.namespace))
     body = {
-        "counts": ingested.to_json(),
+        "counts": {name: getattr(ingested, name) for name in ("added", "unchanged", "tombstoned", "truncated")},
         "last_generation": max(stored.record.generation for stored in new),
         "added": [part.to_json() for part in parts],
         "removed": [],

@@ -87,6 +87,8 @@ def _proposed(directory: Path, given: Mapping[str, Any], data: Sequence[Path]) -
     values = pinned | values
     values["data"] = [str(file.resolve()) for file in data] or values.get("data", [])
     columns = values.get("columns") or {}
+    if not isinstance(columns, dict):
+        raise ConfigError("columns as our name: the files' name", repr(columns), "write --set 'columns={id: key}'")
     if data:
         incoming = read_records(data, task, columns=columns)
         if task == "classification" and "labels" not in values:

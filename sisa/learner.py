@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from jinja2 import TemplateError
 
 from orchestration.executor import Fit, Lesson
+from shards.errors import ConfigError, SisaError, StepFailedError
 from shards.records import Record
 from shards.workspace import WEIGHTS_FILE
 from sisa.base_model import load_tokenizer
@@ -93,7 +94,51 @@ class LoraTrainer:
                 optimiser.step()
                 schedule.step()
             adapter.model.eval()
+            if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+                raise StepFailedError(
+                    "finite weights", "a training that diverged", "make a workspace with a smaller learning_rate"
+                )
             return {WEIGHTS_FILE: adapter.dump(), CONFIG_FILE: adapter.config_json()}
+
+    def prove(self) -> None:
+        """Make one update on an invented text of full length, and throw it away.
+
+        Asked before a recipe is pinned, because it cannot be changed afterwards.
+
+        Raises:
+            ConfigError: if this recipe cannot be trained on its base and device.
+        """
+        import torch
+        from safetensors import SafetensorError
+
+        from sisa.adapter import process_adapter
+
+        try:
+            with reproducible(self.recipe):
+                pad = load_tokenizer(self.recipe, self.base_model).pad_token_id
+                adapter = process_adapter(self.recipe, self.base_model)
+                adapter.reset(seed=0)
+                tokens = (pad,) * self.recipe.max_length
+                targets = (0,) if self.recipe.task == "classification" else tokens
+                mean_loss(adapter.model, [Example(tokens, targets, truncated=False)], self.recipe, pad).backward()
+                torch.nn.utils.clip_grad_norm_(adapter.parameters(), self.recipe.max_grad_norm)
+                adapter.model.zero_grad(set_to_none=True)
+        except SisaError:
+            raise
+        except (
+            RuntimeError,
+            LookupError,
+            AttributeError,
+            TypeError,
+            AssertionError,
+            ValueError,
+            SafetensorError,
+        ) as error:
+            raise ConfigError(
+                "a base model that this recipe can train",
+                f"{type(error).__name__}: {error}",
+                "change base_model or the recipe in sisa.yaml; nothing was taken in",
+            ) from error
 
     def _updates(self, lesson: Lesson) -> int:
         """Optimiser updates of a step: a function of how many records it sees."""
@@ -129,13 +174,13 @@ def mean_loss(model: Any, batch: Sequence[Example], recipe: Recipe, pad: int) ->
     return cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED)
 
 
-def pad_batch(rows: Sequence[Sequence[int]], pad: int, device: str) -> dict[str, Any]:
+def pad_batch(texts: Sequence[Sequence[int]], pad: int, device: str) -> dict[str, Any]:
     """``input_ids`` and ``attention_mask`` (int64, records x longest), padded on the right."""
     import torch
 
-    width = max(map(len, rows))
-    ids = [[*row, *[pad] * (width - len(row))] for row in rows]
-    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    width = max(map(len, texts))
+    ids = [[*tokens, *[pad] * (width - len(tokens))] for tokens in texts]
+    mask = [[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in texts]
     return {
         "input_ids": torch.tensor(ids, device=device),
         "attention_mask": torch.tensor(mask, device=device),

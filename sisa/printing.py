@@ -24,12 +24,14 @@ def print_json(document: dict[str, Any]) -> None:
     click.echo(json.dumps(document, ensure_ascii=False, indent=1))
 
 
-def print_ingested(counts: dict[str, int]) -> None:
+def print_ingested(counts: dict[str, Any]) -> None:
     """What an ingest took in and left out."""
     out.print(
         f"Took in {counts['added']} records; {counts['unchanged']} held already, {counts['tombstoned']} deleted "
         f"earlier and left out, {counts['truncated']} longer than max_length and cut."
     )
+    for file in counts["files_missing"]:
+        out.print(f"[yellow]registered in sisa.yaml and not there:[/] {escape(file)}")
 
 
 def print_deleted(document: dict[str, Any], *, dry_run: bool) -> None:
@@ -75,6 +77,8 @@ def print_record(document: dict[str, Any]) -> None:
         times = ((seen[name] or "")[:19] for name in ("created", "purged"))
         table.add_row(seen["checkpoint"][:16], str(seen["slice"]), state, epochs, *times)
     out.print(table if document["exposures"] else "No checkpoint ever saw it.")
+    if document["unknown"]:
+        out.print(f"[yellow]not known of {len(document['unknown'])} checkpoints:[/] the list of what they saw is lost")
     out.print(f"served in manifests {document['manifests']}; derived artefacts: {len(document['derived'])}")
 
 

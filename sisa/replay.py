@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from orchestration.executor import Executor, Outcome, SliceTrainer, environment_difference
 from orchestration.reconcile import Progress
@@ -26,8 +24,7 @@ def replay(
 ) -> list[Check]:
     """Train ``shards`` anew on the surviving records and compare with what is stored.
 
-    The scratch place lies under the system's temporary directory and is removed. The workspace is
-    only read.
+    Nothing of the workspace is changed; the scratch place is removed.
 
     Args:
         workspace: to be checked.
@@ -60,10 +57,10 @@ def replay(
     hindered: dict[int, str] = {}
     total = sum(len(chain.steps) for chain in chains)
     done = 0
-    with tempfile.TemporaryDirectory(prefix="sisa-replay-") as scratch:
+    with workspace.scratch() as scratch:
         orders = schedule(Plan(plan.recipe, tuple(chains)), {})
         report(Progress(0, total, None))
-        for outcome in executor.run(orders, trainer, workspace.path, Path(scratch)):
+        for outcome in executor.run(orders, trainer, workspace.path, scratch):
             done += 1
             report(Progress(done, total, outcome))
             problem, hindrance = _compared(outcome, live)

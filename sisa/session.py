@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestration.executor import Executor, SliceTrainer
 from orchestration.inline import InlineExecutor
 from orchestration.reconcile import Progress
-from shards.errors import MissingDependencyError, RecipeMismatchError
+from shards.errors import ConfigError, MissingDependencyError, RecipeMismatchError
 from shards.workspace import Workspace
 from sisa.config import Recipe, RunOptions, parse_overrides, read_settings
+
+if TYPE_CHECKING:
+    from sisa.learner import LoraTrainer
 
 Report = Callable[[Progress], None]
 
@@ -43,11 +46,26 @@ class Session:
 
         require_train_extra()
         path = pinned_path(self.recipe, self.options.base_model)
+        trainer = LoraTrainer(self.recipe, str(path))
         if self.workspace.book.pinned() is None:
-            from sisa.adapter import check_recipe
+            self._prove(trainer)
+        return trainer
 
-            check_recipe(self.recipe, str(path))
-        return LoraTrainer(self.recipe, str(path))
+    def _prove(self, trainer: LoraTrainer) -> None:
+        """Refuse a recipe that cannot be trained while it can still be changed."""
+        import torch
+
+        from sisa.adapter import check_recipe, release
+
+        check_recipe(self.recipe, trainer.base_model)
+        remote = self.options.executor == "ray" and self.options.ray_address is not None
+        if self.recipe.device == "cuda" and not torch.cuda.is_available():
+            if remote:  # the device is on machines of the cluster; its workers will say
+                return
+            raise ConfigError("a CUDA device, which device=cuda asks for", "none here", "set device to cpu")
+        trainer.prove()
+        if self.options.executor == "ray":
+            release()  # the workers load their own
 
     def refuse_other_recipe(self) -> None:
         """Hold the recipe against the pinned one; asked again once a driver has the lock.

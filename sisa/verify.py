@@ -33,6 +33,7 @@ from shards.workspace import WEIGHTS_FILE, Workspace
 from sisa.certificate import PREDICATE_TYPE, STATEMENT_TYPE, statement
 from sisa.signing import PAYLOAD_TYPE, PUBLIC_FILE, read_public_key, verify_signature
 
+FIELDS = "the certificate's fields fit together"
 MAX_BYTES = 256 * 2**20
 
 ReplayScope = Literal["affected", "full"]
@@ -66,6 +67,8 @@ def verify(
         envelope, predicate, shape = _parse(data)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FormatError) as error:
         return [judged("V0", "the file is a deletion certificate", [f"{type(error).__name__}: {error}"], "")]
+    if workspace is not None:
+        Workspace.open(workspace).close()  # a wrong path is said as such
     signature, origin = _signature(envelope, predicate, public_key, workspace)
     checks = [shape, signature, origin]
     if signature.outcome == "failed":
@@ -75,7 +78,7 @@ def verify(
     except (ValueError, KeyError, TypeError, AttributeError, SisaError) as error:
         return [
             *checks,
-            judged("V0", "the certificate's fields fit together", [f"{type(error).__name__}: {error}"], ""),
+            judged("V0", FIELDS, [f"{type(error).__name__}: {error}"], ""),
         ]
     checks.append(unchecked("V2", "the tags belong to the requested IDs", "needs the tag key or an ingestion receipt"))
     if workspace is None:
@@ -90,6 +93,8 @@ def verify(
     except IntegrityError as error:
         problem = f"expected {error.expected}, found {error.found}"
         checks.append(judged("V1", "the workspace can be read", [problem], ""))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        checks.append(judged("V0", FIELDS, [f"{type(error).__name__}: {error}"], ""))
     finally:
         opened.close()
     return checks
@@ -215,12 +220,13 @@ def _against_ledger(workspace: Workspace, data: bytes, predicate: dict[str, Any]
     """Is every claim what the ledger's facts say? Nothing is believed because it is signed."""
     request_id = predicate["request"]["id"]
     name = "the workspace's ledger names this certificate"
-    recorded = workspace.book.certificates().get(request_id)
+    issued = workspace.book.issued(request_id)
+    recorded = next((fact for fact in issued if fact.body["digest"] == bytes_digest(data)), None)
     pinned = workspace.pinned()
     problems = []
     if (pinned.digest, pinned.keys) != (predicate["recipe"], predicate["keys"]):
         problems.append("it is about another recipe or other keys")
-    if recorded is None or recorded.body["digest"] != bytes_digest(data):
+    if recorded is None:
         problems.append("the ledger does not name these bytes")
     found = [(fact, request) for fact, request in workspace.book.requests() if request.request_id == request_id]
     known = judged("V1", name, problems, f"request {request_id}")
@@ -264,7 +270,8 @@ def _claims(workspace: Workspace, predicate: dict[str, Any], accepted: Fact, req
     problems += [
         f"checkpoint {link['key'][:12]} never had these tensors" for link in links if _trained(link) not in tensors
     ]
-    if not predicate["not_claimed"] or any(check["outcome"] != "passed" for check in predicate["law"]):
+    lawful = predicate["law"] and all(check["outcome"] != "failed" for check in predicate["law"])
+    if not predicate["not_claimed"] or not lawful:
         problems.append("it lacks what is not claimed, or was signed although the law did not hold")
     return judged(
         "V1", "its claims are the ledger's facts", problems, f"{len(request.tags)} records, {len(links)} steps"
@@ -278,11 +285,13 @@ def _trained(link: dict[str, Any]) -> tuple[str, str]:
 def _rebuilt(workspace: Workspace, predicate: dict[str, Any], recorded: Fact, request: DeletionRequest) -> Check:
     """While nothing has changed since, the whole certificate follows from what is stored."""
     name = "the certificate, derived anew from what is stored, is the same"
+    if recorded != workspace.book.issued(request.request_id)[-1]:
+        return unchecked("V1", name, "it was issued again since, after the operator's copy was lost")
     later = [fact for fact in workspace.ledger.facts(*CHANGING) if fact.seq > recorded.seq]
     if later:
         return unchecked("V1", name, f"the workspace has moved on since ({len(later)} later facts)")
     try:
-        document = statement(workspace, request)
+        document = statement(workspace, request, ())
     except SisaError as error:
         return judged("V1", name, [f"it cannot be derived: expected {error.expected}, found {error.found}"], "")
     anew = document["predicate"] | {"subject": document["subject"]}
@@ -327,12 +336,11 @@ def _heads_on_disk(workspace: Workspace, predicate: dict[str, Any]) -> Check:
 
 def _absence(workspace: Workspace, forgotten: set[bytes]) -> Check:
     name = "the deleted records are in no live training set"
-    try:
-        visible = workspace.visible_sets()
-    except IntegrityError as error:
-        return judged("V2", name, [str(error)], "")
+    visible = workspace.visible_sets()
     live = workspace.book.live()
-    problems = [f"checkpoint {key[:12]} saw a deleted record" for key in live if visible[key] & forgotten]
+    problems = [
+        f"checkpoint {key[:12]} saw a deleted record" for key in live if visible.get(key, forgotten) & forgotten
+    ]
     return judged("V2", name, problems, f"{len(live)} live checkpoints")
 
 

@@ -15,8 +15,7 @@ code, S3T, LoRA-per-shard services and others). Those that need real tensors are
     8   model selection on data               test_8_a_step_is_shown_nothing_to_select_by
     9   schedule depends on data size         test_9_a_step_does_not_depend_on_what_comes_after_or_beside_it
     10  placement by position                 test_10_a_removal_moves_no_other_record
-    11  batch composition                     test_torch_deletions.py: equality holds because the filtered
-                                              records are what the fresh run batches
+    11  batch composition                     test_torch_defects.py
     12  slices that get no epoch              test_12_every_slice_trains_every_epoch
     13  optimiser and generator state         test_torch_defects.py
     14  adapter made before the seed is set   test_torch_defects.py
@@ -26,12 +25,11 @@ code, S3T, LoRA-per-shard services and others). Those that need real tensors are
     18  container bytes hashed                test_18_another_container_of_the_same_tensors_is_the_same_checkpoint
     19  merge by subtraction                  test_torch_defects.py
     20  learned partitions and combiners      test_20_nothing_is_fitted_on_records
-    21  replay buffers                        test_planted_bugs.py
+    21  replay buffers                        test_21_rehearsal_never_crosses_shards
     22  old artefacts                         test_22_a_deletion_leaves_no_trace_of_the_record
     23  duplicates under other IDs            test_23_a_copy_under_another_id_survives_and_is_not_claimed
     24  before and after compared             test_24_comparing_before_and_after_is_not_claimed
-    25  adaptive requests                     test_histories.py: the result is a function of the survivors,
-                                              whatever the order of requests
+    25  adaptive requests                     test_25_requests_chosen_after_looking_at_the_model_gain_nothing
     26  rolled-back slices lost for good      test_26_survivors_of_a_hit_slice_are_trained_again
     27  success reported for nothing done     test_27_a_deletion_that_could_not_retrain_is_not_certified
     28  dead code paths                       not applicable: risk-aware placement is in tests/shards/test_layout.py,
@@ -65,7 +63,7 @@ from sisa.session import Session
 from sisa.train import train
 from sisa.verify import verify
 from tests.exactness.histories import InterleavingExecutor
-from tests.exactness.oracle import assert_equals_fresh_run, assert_lawful
+from tests.exactness.oracle import assert_equals_fresh_run, assert_lawful, holdings
 from tests.toy import ToyTrainer, stored, toy_recipe, toy_record, toy_session
 
 RECORDS = 18
@@ -338,6 +336,15 @@ def test_20_nothing_is_fitted_on_records(make: Make) -> None:
     assert {entry.name for entry in fields(ShardLayout)} == {"shards", "slices", "rehearsal", "epochs", "key"}
 
 
+def test_21_rehearsal_never_crosses_shards(make: Make) -> None:
+    """The only records a step repeats are earlier ones of its own shard."""
+    session = make()
+    for chain in session.workspace.plan().chains:
+        shown = [{member.record.id for member in step.members} for step in chain.steps]
+        own = {held.record.id for held in session.workspace.survivors(chain.shard)}
+        assert all(members <= own for members in shown)
+
+
 def test_22_a_deletion_leaves_no_trace_of_the_record(make: Make, memory_path: Path) -> None:
     session = make()
     secret = toy_record(99, id="customer-4711", content='{"label":"a","text":"a very private matter"}')
@@ -371,6 +378,21 @@ def test_23_a_copy_under_another_id_survives_and_is_not_claimed(make: Make, memo
 
 def test_24_comparing_before_and_after_is_not_claimed() -> None:
     assert any("before and after" in line for line in NOT_CLAIMED)
+
+
+def test_25_requests_chosen_after_looking_at_the_model_gain_nothing(make: Make) -> None:
+    """Whoever picks the next victim by the served digest ends where one blind batch ends."""
+    adaptive = make()
+    victims = []
+    for _ in range(3):
+        manifest = adaptive.workspace.book.manifest()
+        assert manifest is not None
+        held = sorted(stored.record.id for stored in adaptive.workspace.survivors())
+        victims.append(held[int(manifest.digest, 16) % len(held)])
+        forget(adaptive, victims[-1])
+    blind = make()
+    forget(blind, *sorted(victims))
+    assert holdings(adaptive) == holdings(blind)
 
 
 def test_26_survivors_of_a_hit_slice_are_trained_again(make: Make) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from orchestration.executor import Lesson
 from shards.errors import ConfigError
 from sisa.adapter import Adapter, process_adapter
 from sisa.aggregate import classify, generate
+from sisa.base_model import load_tokenizer
 from sisa.learner import LoraTrainer
 from sisa.session import Session, open_session
 from tests.exactness.conftest import Trained, Trainery
@@ -80,6 +82,17 @@ def test_defect_07_the_head_is_trained_per_shard_stored_with_the_adapter_and_rol
 
 
 @pytest.mark.parametrize("task", ["classification", "causal-lm"])
+@pytest.mark.parametrize("gone", [0, 3, 8])
+def test_defect_11_batches_are_filled_with_the_surviving_records_only(tiny_bert: Path, gone: int) -> None:
+    """A removed record leaves no hole: every batch but the last of a pass is full."""
+    trainer = LoraTrainer(recipe_for(tiny_bert, "classification", batch_size=4), str(tiny_bert))
+    left = tuple(record(number, "classification") for number in range(9) if number != gone)
+    tokenizer = load_tokenizer(trainer.recipe, str(tiny_bert))
+    groups = list(trainer._groups(Lesson((left, left[::-1]), None, bytes(32)), tokenizer))
+    assert [len(batch) for group in groups for batch in group] == [4, 4, 4, 4]
+    assert len(groups) == trainer._updates(Lesson((left, left), None, bytes(32)))
+
+
 def test_defect_13_random_state_is_set_in_every_step_and_prediction_runs_without_dropout(
     trainery: Trainery, task: str
 ) -> None:

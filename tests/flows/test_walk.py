@@ -50,6 +50,7 @@ def test_the_whole_walk_ends_with_the_fresh_run(task: str, tmp_path: Path, tiny_
         "unchanged": 0,
         "tombstoned": 0,
         "truncated": trained["ingested"]["truncated"],
+        "files_missing": [],
     }
     before = check_status(workspace)
     check_prediction(workspace, task)

@@ -20,7 +20,7 @@ from orchestration.executor import (
 )
 from orchestration.inline import InlineExecutor
 from orchestration.schedule import schedule
-from shards.errors import EnvironmentMismatchError, IntegrityError, StepFailedError
+from shards.errors import EnvironmentMismatchError, IntegrityError, StepFailedError, StorageError
 from shards.store import Store
 from shards.workspace import WEIGHTS_FILE
 from sisa.delete import accept
@@ -120,6 +120,9 @@ def test_an_order_holds_no_personal_data_and_a_lesson_hides_its_seed(session: Se
 
 def test_a_step_may_be_stored_elsewhere(session: Session, memory_path: Path) -> None:
     scratch = memory_path / "scratch"
+    with pytest.raises(StorageError, match="No such file"):  # a swept scratch is not made again
+        perform(replace(first_order(session), store=scratch), ToyTrainer())
+    scratch.mkdir()
     made = perform(replace(first_order(session), store=scratch), ToyTrainer())
     assert Store(scratch).intact(made.files)
     assert session.workspace.store.objects() == frozenset()

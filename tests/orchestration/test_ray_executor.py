@@ -12,9 +12,11 @@ import pytest
 
 from orchestration.executor import Fit, Lesson, SliceTrainer
 from orchestration.ray_executor import RayExecutor
-from shards.errors import StepFailedError
+from shards.errors import OperationError, StepFailedError
 from shards.records import Record
+from sisa.ingest import Ingested, commit
 from sisa.session import open_session
+from sisa.train import train
 from tests.models import (
     Place,
     Row,
@@ -28,7 +30,7 @@ from tests.models import (
     train_in,
     write_rows,
 )
-from tests.toy import ToyTrainer
+from tests.toy import ToyTrainer, stored, toy_recipe, toy_record, toy_session
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -162,3 +164,19 @@ def test_a_step_that_always_fails_ends_its_chain_and_no_other(
     assert set(checkpoint_files(here.path)) == {(0, 0), (0, 1), (0, 2), (1, 0)}
     train_in(here.path, here.data, trainer=ToyTrainer())
     assert differences(here.path, here.inline) == []
+
+
+def test_a_cluster_that_can_never_hold_a_worker_is_said_and_not_waited_for(tmp_path: Path) -> None:
+    session = toy_session(tmp_path / "workspace", toy_recipe())
+    commit(session, stored(session, map(toy_record, range(6))), Ingested(6, 0, 0, 0))
+    with pytest.raises(OperationError, match="999 GPU"):
+        train(session, executor=RayExecutor(workers=1, gpus_per_worker=999), trainer=ToyTrainer())
+    session.workspace.close()
+
+
+def test_more_workers_than_the_cluster_holds_take_turns(tmp_path: Path) -> None:
+    session = toy_session(tmp_path / "workspace", toy_recipe(shards=4))
+    commit(session, stored(session, [toy_record(number, subject=None) for number in range(24)]), Ingested(24, 0, 0, 0))
+    train(session, executor=RayExecutor(workers=4), trainer=ToyTrainer())
+    assert len(session.workspace.book.served()) == 4
+    session.workspace.close()

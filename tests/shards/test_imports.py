@@ -30,7 +30,7 @@ ONLY_IN = {
     "cryptography.hazmat.primitives.kdf": {"shards.digest"},
     "pickle": set[str](),
     "fcntl": {"shards.lock"},
-    "rich.console": {"sisa.cli", "sisa.progress", "sisa.demo"},
+    "rich.console": {"sisa.printing", "sisa.progress", "sisa.demo"},
 }
 
 

@@ -71,7 +71,7 @@ def test_a_deletion_changes_its_shard_from_its_slice_on_and_nothing_else(victim:
     gone = RECORDS[victim]
     place = LAYOUT.place(gone.record)
     before, after = plan(RECORDS), plan([stored for stored in RECORDS if stored is not gone])
-    impact = difference(before, after)
+    impact = difference(before, after, before.steps().keys())
     (hit,) = impact.shards
     assert (hit.shard, hit.first_slice) == (place.shard, place.slice)
     assert set(impact.purged) == {s.key for s in before.chains[place.shard].steps if s.link.slice >= place.slice}
@@ -84,8 +84,14 @@ def test_a_deletion_changes_its_shard_from_its_slice_on_and_nothing_else(victim:
     assert impact.retrained_share == work / sum(len(step.members) for step in before.steps().values())
 
 
+def test_what_was_never_trained_is_not_said_to_be_purged() -> None:
+    impact = difference(plan(RECORDS), plan(RECORDS[1:]), frozenset())
+    assert impact.shards
+    assert impact.purged == ()
+
+
 def test_an_equal_plan_has_no_impact() -> None:
-    impact = difference(plan(RECORDS), plan(RECORDS))
+    impact = difference(plan(RECORDS), plan(RECORDS), frozenset())
     assert impact.to_json() == {"shards": [], "retrained_share": 0.0}
     assert impact.purged == ()
 

@@ -7,16 +7,20 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from orchestration.executor import Lesson
-from shards.errors import ConfigError
+from shards.errors import ConfigError, StepFailedError
 from shards.records import Record, make_content
 from shards.workspace import WEIGHTS_FILE
 from sisa import adapter
 from sisa.adapter import check_recipe
 from sisa.base_model import load_tokenizer, locate, model_digests
+from sisa.initialise import initialise
 from sisa.learner import LoraTrainer
-from tests.models import WORDS, recipe_for
+from sisa.session import open_session
+from sisa.train import train
+from tests.models import WORDS, recipe_for, record, row, write_rows
 
 
 @pytest.mark.parametrize("name", ["spm.model", "vocab.bpe", "chat_templates/tool.jinja", "extra.json"])
@@ -93,3 +97,42 @@ def test_a_base_that_grows_its_rotary_frequencies_carries_nothing_into_the_next_
     grown = adapter._loaded(trainer.recipe, str(path))
     assert not grown.pristine(), "the base changed nothing; this test shows nothing"
     assert trainer.train(lesson(short))[WEIGHTS_FILE] == before
+
+
+def test_weights_that_diverge_are_never_stored(tiny_bert: Path) -> None:
+    recipe = recipe_for(tiny_bert, "classification", learning_rate=1e30)
+    with pytest.raises(StepFailedError, match="diverged"):
+        LoraTrainer(recipe, str(tiny_bert)).train(
+            Lesson((tuple(record(number, "classification") for number in range(4)),) * 2, None, bytes(32))
+        )
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "spoil"),
+    [
+        ("classification", {"device": "cuda"}, False),
+        ("causal-lm", {"end_token": "[SEP]"}, False),
+        ("classification", {}, True),
+    ],
+    ids=["no such device", "an encoder as causal model", "cut weights"],
+)
+def test_a_recipe_that_cannot_be_trained_is_refused_before_anything_is_pinned(
+    tiny_bert: Path, tmp_path: Path, task: str, values: dict[str, str], spoil: bool
+) -> None:
+    if values.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device, so the recipe can be trained")
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bert, base)
+    if spoil:
+        weights = base / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+    data = write_rows(
+        tmp_path / "data.jsonl",
+        [row(number, task) for number in (range(6) if task == "classification" else range(0, 9, 3))],
+    )
+    workspace = tmp_path / "workspace"
+    initialise(workspace, task=task, base_model=str(base), data=[data], values={"executor": "inline", **values})
+    with open_session(workspace) as session, pytest.raises(ConfigError):
+        train(session)
+    with open_session(workspace) as session:
+        assert session.workspace.book.pinned() is None

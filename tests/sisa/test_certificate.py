@@ -12,6 +12,7 @@ import pytest
 
 from orchestration.inline import InlineExecutor
 from shards.digest import bytes_digest, canonical_json
+from shards.law import check_law
 from sisa.certificate import NOT_CLAIMED, PREDICATE_TYPE, STATEMENT_TYPE, certificate_path, issue, statement
 from sisa.delete import Deleted, delete
 from sisa.session import Session
@@ -112,14 +113,14 @@ def test_the_ledger_names_its_bytes_and_an_issue_again_replaces_it(session: Sess
     fact = session.workspace.book.certificates()["case-1"]
     assert fact.body["digest"] == bytes_digest(path.read_bytes())
     ((_, request),) = session.workspace.book.requests()
-    issue(session, request)
+    issue(session.workspace, request, check_law(session.workspace))
     assert session.workspace.book.certificates()["case-1"].body["digest"] == bytes_digest(path.read_bytes())
 
 
 def test_the_statement_comes_from_the_store_and_is_the_same_when_asked_again(session: Session) -> None:
     done = deleted(session, "r1")
     ((_, request),) = session.workspace.book.requests()
-    again = statement(session.workspace, request)
+    again = statement(session.workspace, request, check_law(session.workspace))
     signed = payload(done.certificate)
     for document in (again, signed):
         document["predicate"].pop("issued")

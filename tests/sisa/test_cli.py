@@ -62,10 +62,14 @@ def test_an_interrupt_says_that_the_command_can_be_run_again(workspace: Path, mo
     assert "Run the same command again" in result.err
 
 
-def test_a_defect_is_not_dressed_up_as_an_error_of_the_user(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_is_shown_whole_and_is_not_taken_for_a_failed_check(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raising(monkeypatch, ZeroDivisionError())
-    with pytest.raises(ZeroDivisionError):
-        sisa("status", "-w", workspace)
+    outcome = sisa("status", "-w", workspace)
+    assert outcome.code == 3
+    assert "Traceback" in outcome.err
+    assert "ZeroDivisionError" in outcome.err
 
 
 def test_the_workspace_and_json_options_follow_every_command_that_has_them() -> None:

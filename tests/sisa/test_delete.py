@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from shards.errors import (
     UnknownRecordError,
 )
 from shards.workspace import Workspace
+from sisa.audit import audit_record
 from sisa.certificate import certificate_digest, certificate_path
 from sisa.delete import accept, delete, unfinished_requests
+from sisa.export import export_records
 from sisa.ingest import Ingested, commit
 from sisa.session import Session
 from sisa.train import train
@@ -192,6 +195,41 @@ def test_a_registered_file_that_is_gone_does_not_stop_a_resumption(session: Sess
         accept(session.workspace, [held], [], "interrupted")
     train(resumed, executor=INLINE, trainer=TRAINER)
     assert_lawful(session)
+
+
+def test_a_dry_run_before_training_purges_nothing(memory_path: Path) -> None:
+    session = toy_session(memory_path / "workspace", toy_recipe())
+    commit(session, stored(session, map(toy_record, range(12))), Ingested(12, 0, 0, 0))
+    impact = delete(session, ["r1"], dry_run=True).impact
+    assert [shard["purged"] for shard in impact["shards"]] == [[]]
+    session.workspace.close()
+
+
+def test_an_audit_shows_the_deleted_version_of_an_id_that_came_back(session: Session) -> None:
+    delete(session, ["r1"], request_id="first", executor=INLINE, trainer=TRAINER)
+    again = stored(session, [toy_record(1, version=2, generation=1, content='{"label":"b","text":"anew"}')])
+    commit(session, again, Ingested(1, 0, 0, 0))
+    train(session, executor=INLINE, trainer=TRAINER)
+    found = audit_record(session.workspace, "r1")
+    assert (found["present"], found["deleted"], found["request_id"]) == (True, True, "first")
+    assert found["tag"] == again[0].tag.hex()
+    assert {seen["live"] for seen in found["exposures"]} == {True, False}
+    assert_lawful(session)
+
+
+def test_copies_of_the_records_handed_out_before_are_named_in_the_certificate(session: Session, tmp_path: Path) -> None:
+    export_records(session, tmp_path / "copy.jsonl")
+    done = delete(session, ["r1"], executor=INLINE, trainer=TRAINER)
+    assert done.certificate is not None
+    payload = json.loads(base64.b64decode(json.loads(done.certificate.read_text())["payload"]))
+    assert [copy["kind"] for copy in payload["predicate"]["handed_out"]] == ["records"]
+    assert (tmp_path / "copy.jsonl").stat().st_mode & 0o077 == 0
+
+
+def test_registered_files_that_are_missing_are_told(session: Session) -> None:
+    options = session.options.model_copy(update={"data": ("gone.jsonl",)})
+    told = train(Session(session.workspace, session.recipe, options), executor=INLINE, trainer=TRAINER)
+    assert told.to_json()["ingested"]["files_missing"] == [str(session.workspace.path / "gone.jsonl")]
 
 
 def test_a_damaged_vault_part_stops_a_deletion_loudly(session: Session) -> None:

@@ -41,7 +41,7 @@ def test_prompt_and_completion_learn_the_completion_and_the_end_token_only(tiny_
 def test_text_is_learnt_in_full_with_an_end_token(tiny_llama: Path) -> None:
     example, tokenizer = encoded(tiny_llama, {"text": "the refund"})
     assert list(example.tokens) == [*tokenizer("the refund")["input_ids"], tokenizer.eos_token_id]
-    assert example.targets == example.tokens
+    assert example.targets == (IGNORED, *example.tokens[1:]), "nothing comes before the first token"
 
 
 def test_messages_learn_the_last_assistant_turn_only(tiny_llama: Path) -> None:

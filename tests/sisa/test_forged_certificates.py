@@ -13,6 +13,7 @@ from orchestration.inline import InlineExecutor
 from shards import book
 from shards.checks import Check
 from shards.digest import bytes_digest, canonical_json
+from shards.law import check_law
 from shards.workspace import Workspace
 from sisa.certificate import certificate_path, statement
 from sisa.delete import delete
@@ -54,7 +55,7 @@ def forge(session: Session, change: Forgery) -> None:
     """Sign an altered certificate with the workspace's key, and let the ledger name it."""
     workspace = session.workspace
     request = workspace.book.requests()[0][1]
-    document = statement(workspace, request)
+    document = statement(workspace, request, check_law(workspace))
     change(document["predicate"])
     after = document["predicate"]["after"]
     names = [{"name": "manifest", "digest": {"sha256": after["digest"]}}]
@@ -164,3 +165,33 @@ def test_a_replay_that_could_not_be_run_is_not_checked(session: Session) -> None
     (replayed,) = (check for check in checks if check.level == "V3")
     assert replayed.outcome == "not_checked"
     assert "another environment class" in replayed.detail
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "after", "before", "environments", "erasure", "handed_out", "impact", "issuer", "keys", "kept", "law",
+        "lineages", "not_claimed", "purged", "recipe", "records", "request", "retrained", "version",
+    ],
+)  # fmt: skip
+def test_a_signed_certificate_that_lacks_a_field_fails_without_a_traceback(session: Session, field: str) -> None:
+    workspace = session.workspace
+    request = workspace.book.requests()[0][1]
+    document = statement(workspace, request, check_law(workspace))
+    assert document["predicate"].pop(field) is not None
+    data = json.dumps(sign(canonical_json(document), workspace.path / "keys")).encode()
+    certificate_path(workspace, "req").write_bytes(data)
+    workspace.ledger.append([(book.CERTIFICATE, {"request_id": "req", "digest": bytes_digest(data)})])
+    assert "failed" in outcomes(session).values()
+
+
+def test_what_a_killed_replay_left_is_reported_and_swept_before_a_certificate(session: Session) -> None:
+    workspace = session.workspace
+    with workspace.scratch() as scratch:
+        left = scratch.with_name(scratch.name + "-killed")
+        (left / "object").mkdir(parents=True)
+    assert not scratch.exists()
+    strays = [check for check in check_law(workspace) if check.outcome == "failed"]
+    assert [check.name for check in strays] == ["nothing is stored that no fact names"]
+    delete(session, ["r2"], executor=INLINE, trainer=TRAINER)
+    assert not left.exists()
