@@ -81,7 +81,6 @@ def test_defect_07_the_head_is_trained_per_shard_stored_with_the_adapter_and_rol
     assert differences(trained.path, fresh_run(trained.path, trained.scratch / "fresh")) == []
 
 
-@pytest.mark.parametrize("task", ["classification", "causal-lm"])
 @pytest.mark.parametrize("gone", [0, 3, 8])
 def test_defect_11_batches_are_filled_with_the_surviving_records_only(tiny_bert: Path, gone: int) -> None:
     """A removed record leaves no hole: every batch but the last of a pass is full."""
@@ -93,6 +92,7 @@ def test_defect_11_batches_are_filled_with_the_surviving_records_only(tiny_bert:
     assert len(groups) == trainer._updates(Lesson((left, left), None, bytes(32)))
 
 
+@pytest.mark.parametrize("task", ["classification", "causal-lm"])
 def test_defect_13_random_state_is_set_in_every_step_and_prediction_runs_without_dropout(
     trainery: Trainery, task: str
 ) -> None:
