@@ -7,7 +7,7 @@ be purged?" are set operations on keys.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,17 +67,26 @@ class Plan:
 
 def make_plan(records: Iterable[StoredRecord], layout: ShardLayout, recipe: str) -> Plan:
     """The plan of the surviving ``records`` under the recipe with digest ``recipe``."""
-    shards: dict[int, list[StoredRecord]] = defaultdict(list)
-    for stored in records:
-        shards[layout.place(stored.record).shard].append(stored)
-    return Plan(recipe, tuple(make_chain(shard, shards[shard], layout, recipe) for shard in range(layout.shards)))
+    places = _placed(records, layout)
+    return Plan(recipe, tuple(_chain(shard, places[shard], layout, recipe) for shard in range(layout.shards)))
 
 
 def make_chain(shard: int, records: Iterable[StoredRecord], layout: ShardLayout, recipe: str) -> Chain:
-    """The chain of one shard. A slice without surviving records has no step at all."""
-    slices: dict[int, list[StoredRecord]] = defaultdict(list)
+    """The chain of one shard; records of other shards are left out."""
+    return _chain(shard, _placed(records, layout)[shard], layout, recipe)
+
+
+def _placed(records: Iterable[StoredRecord], layout: ShardLayout) -> dict[int, dict[int, list[StoredRecord]]]:
+    """Shard → slice → its records."""
+    places: dict[int, dict[int, list[StoredRecord]]] = defaultdict(lambda: defaultdict(list))
     for stored in records:
-        slices[layout.place(stored.record).slice].append(stored)
+        place = layout.place(stored.record)
+        places[place.shard][place.slice].append(stored)
+    return places
+
+
+def _chain(shard: int, slices: Mapping[int, list[StoredRecord]], layout: ShardLayout, recipe: str) -> Chain:
+    """A slice without surviving records has no step at all."""
     steps: list[SliceStep] = []
     earlier: list[StoredRecord] = []
     for number in sorted(slices):

@@ -294,7 +294,7 @@ def finish_requests(
         raise OperationError(error.expected, error.found, remedy) from error
     reconciled = reconcile(workspace, executor or session.executor(), trainer, report)
     workspace.sweep()  # a worker that died in this run may have left something
-    complete = [request for request in pending if _is_relearnt(workspace, request)]
+    complete = _relearnt(workspace, pending)
     if complete:
         completing = frozenset(request.request_id for request in complete)
         law = check_law(workspace, completing=completing)
@@ -310,11 +310,13 @@ def finish_requests(
     return reconciled
 
 
-def _is_relearnt(workspace: Workspace, request: DeletionRequest) -> bool:
-    """Are all shards that a request hit trained as far as their records go?"""
-    hit = {shard["shard"] for shard in request.impact["shards"]}
+def _relearnt(workspace: Workspace, pending: Sequence[DeletionRequest]) -> list[DeletionRequest]:
+    """The requests whose shards are all trained as far as their records go."""
+    if not pending:
+        return []
     live = workspace.book.live()
-    return all(step.key in live for chain in workspace.plan().chains if chain.shard in hit for step in chain.steps)
+    partial = {chain.shard for chain in workspace.plan().chains if any(step.key not in live for step in chain.steps)}
+    return [request for request in pending if not partial & {shard["shard"] for shard in request.impact["shards"]}]
 
 
 def _forget(workspace: Workspace, request_ids: tuple[str, ...]) -> None:
