@@ -13,6 +13,7 @@ from orchestration.inline import InlineExecutor
 from shards import book
 from shards.checks import Check
 from shards.digest import bytes_digest, canonical_json
+from shards.errors import RecipeMismatchError
 from shards.law import check_law
 from shards.workspace import Workspace
 from sisa.certificate import certificate_path, statement
@@ -195,3 +196,12 @@ def test_what_a_killed_replay_left_is_reported_and_swept_before_a_certificate(se
     assert [check.name for check in strays] == ["nothing is stored that no fact names"]
     delete(session, ["r2"], executor=INLINE, trainer=TRAINER)
     assert not left.exists()
+
+
+def test_a_replay_that_cannot_begin_is_the_callers_matter_and_no_failed_check(session: Session) -> None:
+    def baseless(workspace: Workspace, shards: list[int], level: str) -> list[Check]:
+        raise RecipeMismatchError("the pinned base", "another", "name it")
+
+    path = certificate_path(session.workspace, "req")
+    with pytest.raises(RecipeMismatchError):
+        verify(path, workspace=session.workspace.path, replay="full", replayer=baseless)
