@@ -163,6 +163,7 @@ def perform(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
             environment_difference(step_order.environment, environment),
             "train where these are the same, or `sisa train --restart-shards` to begin such shards anew",
         )
+    forgotten = _forgotten(step_order)
     step, layout, seed_key = _planned(step_order)
     store = Store(step_order.store)
     passes = tuple(
@@ -171,7 +172,8 @@ def perform(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
     )
     seed = derive(seed_key, "step-seed", step.link.shard, step.link.chain, step.link.slice)
     files = trainer.train(Lesson(passes, _parent_weights(step_order, store), seed))
-    _planned(step_order)  # a record may have been deleted meanwhile; what saw it is not even stored
+    if _forgotten(step_order) != forgotten:
+        _planned(step_order)  # what saw a record that was deleted meanwhile is not even stored
     return Checkpoint(
         link=step.link,
         files=store.put(files),
@@ -181,6 +183,15 @@ def perform(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
         own=step.own,
         environment=environment,
     )
+
+
+def _forgotten(step_order: StepOrder) -> frozenset[bytes]:
+    """Tags of everything deleted so far."""
+    workspace = Workspace.open(step_order.workspace)
+    try:
+        return workspace.book.tombstones()
+    finally:
+        workspace.close()
 
 
 def _planned(step_order: StepOrder) -> tuple[SliceStep, ShardLayout, bytes]:

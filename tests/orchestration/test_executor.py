@@ -194,3 +194,18 @@ def test_a_foreign_failure_is_told_as_a_failed_step() -> None:
 def test_environments_are_compared_fact_by_fact() -> None:
     assert environment_difference({"a": "1", "b": "2"}, {"a": "1", "b": "2"}) == ""
     assert environment_difference({"a": "1"}, {"a": "2"}) == "a '2' instead of '1'"
+
+
+def test_what_saw_a_record_that_was_deleted_meanwhile_is_not_even_stored(session: Session) -> None:
+    begun = first_order(session)
+    stored_before = session.workspace.store.objects()
+
+    class Interrupted(ToyTrainer):
+        def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+            victim = next(h for h in session.workspace.survivors() if h.record.id == lesson.passes[0][0].id)
+            accept(session.workspace, [victim], [], "meanwhile")
+            return ToyTrainer.train(self, lesson)
+
+    with pytest.raises(StepFailedError, match="records changed"):
+        perform(begun, Interrupted())
+    assert session.workspace.store.objects() == stored_before
