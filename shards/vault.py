@@ -200,7 +200,7 @@ def _encode(records: Sequence[StoredRecord]) -> bytes:
         for stored in sorted(records, key=lambda stored: stored.tag)
     ]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd", use_dictionary=False)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
