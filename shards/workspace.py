@@ -12,6 +12,7 @@ DIR/replay-*         checkpoints of a running replay, compared and removed
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -152,9 +153,13 @@ class Workspace:
         for stored in self.book.checkpoints():
             checkpoint = stored.checkpoint
             parent = checkpoint.link.parent
-            if (parent is None or parent in visible) and self.store.intact(checkpoint.seen):
-                inherited = visible[parent] if parent is not None else frozenset()
-                visible[checkpoint.key] = inherited | self.trained_tags(checkpoint.seen)
+            if parent is not None and parent not in visible:
+                continue
+            try:
+                own = self.trained_tags(checkpoint.seen)
+            except IntegrityError:
+                continue
+            visible[checkpoint.key] = own | (visible[parent] if parent is not None else frozenset())
         return visible
 
     def stored_tensors(self, checkpoint: Checkpoint) -> str:
@@ -206,12 +211,18 @@ class Workspace:
         """A directory for a replay's checkpoints.
 
         It lies in the workspace, so that a driver that comes along sweeps what a killed replay left,
-        and ends a running one: a deletion does not wait for replays. Where the workspace cannot be
-        written to, it is a temporary directory.
+        and ends a running one: a deletion does not wait for replays. Only where the workspace may not
+        be written to (an auditor's view of it) is it a temporary directory.
+
+        Raises:
+            StorageError: if there is no room.
         """
         try:
             directory = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=self.path))
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                with storage(f"make a place for a replay in {self.path}"):
+                    raise
             directory = Path(tempfile.mkdtemp(prefix="sisa-replay-"))
         try:
             yield directory

@@ -23,13 +23,13 @@ from securesystemslib.exceptions import FormatError
 from shards.book import CHANGING
 from shards.checks import Check, judged, unchecked
 from shards.deletion import DeletionRequest
-from shards.digest import bytes_digest, parse_json, tensor_digest
+from shards.digest import bytes_digest, parse_json
 from shards.errors import InputError, IntegrityError, SisaError
 from shards.law import check_law
 from shards.ledger import Fact
 from shards.lineage import Link, check_chain
 from shards.manifest import ModelManifest
-from shards.workspace import WEIGHTS_FILE, Workspace
+from shards.workspace import Workspace
 from sisa.certificate import PREDICATE_TYPE, STATEMENT_TYPE, statement
 from sisa.signing import PAYLOAD_TYPE, PUBLIC_FILE, read_public_key, verify_signature
 
@@ -324,11 +324,10 @@ def _heads_on_disk(workspace: Workspace, predicate: dict[str, Any]) -> Check:
         if head.checkpoint not in live:
             problems.append(f"shard {head.shard}: checkpoint {head.checkpoint[:12]} is not stored")
             continue
-        weights = workspace.store.path(live[head.checkpoint].files) / WEIGHTS_FILE
         try:
-            found = tensor_digest(weights.read_bytes())
-        except (OSError, ValueError) as error:
-            problems.append(f"shard {head.shard}: {weights} cannot be read ({error})")
+            found = workspace.stored_tensors(live[head.checkpoint])
+        except IntegrityError as error:
+            problems.append(f"shard {head.shard}: expected {error.expected}, found {error.found}")
             continue
         if found != head.tensors:
             problems.append(f"shard {head.shard}: tensors {found[:16]} on disk, certified {head.tensors[:16]}")
