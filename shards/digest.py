@@ -81,6 +81,21 @@ def derive(key: bytes, purpose: str, *fields: Field) -> bytes:
     return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(key)
 
 
+def sha256(data: bytes) -> bytes:
+    """Plain SHA-256 (32 bytes), for formats of others that fix what is hashed."""
+    return hashlib.sha256(data).digest()
+
+
+def tree_leaf(data: bytes) -> bytes:
+    """Hash of a Merkle tree's leaf: SHA-256 over 0x00 and ``data`` (RFC 6962, section 2.1)."""
+    return hashlib.sha256(b"\x00" + data).digest()
+
+
+def tree_node(left: bytes, right: bytes) -> bytes:
+    """Hash of a Merkle tree's inner node: SHA-256 over 0x01 and both children."""
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
 def bytes_digest(data: bytes) -> str:
     """Plain SHA-256 of ``data`` in hex: what ``sha256sum`` prints."""
     return hashlib.sha256(data).hexdigest()
