@@ -178,6 +178,7 @@ def perform(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
         link=step.link,
         files=store.put(files),
         tensors=tensor_digest(files[WEIGHTS_FILE]),
+        root=step.root,
         seen=store.put({SEEN_FILE: pack_tags(stored.tag for stored in step.members)}),
         members=len(step.members),
         own=step.own,

@@ -7,13 +7,13 @@ fact in one transaction; an object without a fact is swept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestration.executor import Executor, Outcome, SliceTrainer, failure
+from orchestration.executor import ChainOrder, Executor, Outcome, SliceTrainer, failure
 from orchestration.schedule import schedule
-from shards import book
+from shards import kinds
 from shards.errors import IntegrityError, SisaError, StepFailedError
 from shards.lineage import Checkpoint
 from shards.manifest import Head, ModelManifest
@@ -91,6 +91,7 @@ def reconcile(
     intact = workspace.intact()
     chains = schedule(plan, intact, recorded)
     total = sum(len(chain.steps) for chain in chains)
+    _begin(workspace, plan, chains)
     progress(Progress(0, total, None))
     trained: list[Checkpoint] = []
     errors: list[SisaError] = []
@@ -118,6 +119,16 @@ def reconcile(
     )
 
 
+def _begin(workspace: Workspace, plan: Plan, chains: Sequence[ChainOrder]) -> None:
+    """Log what the slices consist of, then that training on them begins; one transaction."""
+    facts: list[tuple[str, Mapping[str, Any]]] = [*workspace.recommit(plan)]
+    for chain in chains:
+        steps = [{"slice": step.link.slice, "checkpoint": step.key, "root": step.root} for step in chain.steps]
+        facts.append((kinds.RUN, {"shard": chain.shard, "steps": steps}))
+    if facts:
+        workspace.ledger.append(facts)
+
+
 def _record(workspace: Workspace, made: Checkpoint, recorded: dict[str, Checkpoint]) -> None:
     """Append the fact; a checkpoint that was only made again must have the same bits."""
     before = recorded.get(made.key)
@@ -128,7 +139,7 @@ def _record(workspace: Workspace, made: Checkpoint, recorded: dict[str, Checkpoi
             "this machine does not reproduce its own training; do not trust it, and run `sisa audit --all`",
         )
     if made != before:
-        workspace.ledger.append([(book.CHECKPOINT, made.to_json())])
+        workspace.ledger.append([(kinds.CHECKPOINT, made.to_json())])
 
 
 def purge(workspace: Workspace, keys: frozenset[str], request_ids: tuple[str, ...]) -> None:
@@ -145,14 +156,14 @@ def purge(workspace: Workspace, keys: frozenset[str], request_ids: tuple[str, ..
     if current is not None and any(head.checkpoint in gone for head in current.heads):
         kept = [head for head in current.heads if head.checkpoint not in gone]
         rolled_back = ModelManifest.of(current.generation + 1, current.recipe, kept)
-        facts.append((book.MANIFEST, rolled_back.to_json()))
+        facts.append((kinds.MANIFEST, rolled_back.to_json()))
     receipt = {
         "checkpoints": gone,
         "objects": sorted(live[key].files for key in gone),
         "requests": list(request_ids),
         "method": "unlink",
     }
-    workspace.ledger.append([*facts, (book.PURGE, receipt)])
+    workspace.ledger.append([*facts, (kinds.PURGE, receipt)])
     workspace.sweep()
 
 
@@ -177,13 +188,15 @@ def served(workspace: Workspace, plan: Plan) -> ModelManifest:
     current = workspace.book.manifest()
     heads = []
     for chain in plan.chains:
-        done = None
+        done: list[Checkpoint] = []
+        lineage = ""
         for step in chain.steps:
             if step.key not in live:
                 break
-            done = live[step.key]
-        if done is not None:
-            heads.append(Head(chain.shard, done.key, done.tensors))
+            done.append(live[step.key])
+            lineage = done[-1].extend(lineage)
+        if done:
+            heads.append(Head(chain.shard, done[-1].key, done[-1].tensors, lineage, len(done)))
     return ModelManifest.of(0 if current is None else current.generation + 1, plan.recipe, heads)
 
 
@@ -192,5 +205,5 @@ def publish(workspace: Workspace, plan: Plan) -> ModelManifest:
     manifest, current = served(workspace, plan), workspace.book.manifest()
     if current is not None and current.digest == manifest.digest:
         return current
-    workspace.ledger.append([(book.MANIFEST, manifest.to_json())])
+    workspace.ledger.append([(kinds.MANIFEST, manifest.to_json())])
     return manifest

@@ -1,16 +1,6 @@
 """What the ledger's facts add up to: the current state, derived and never stored.
 
-The kinds of fact, each with its schema version:
-
-    recipe/1       what is pinned at the first ingest: recipe, digest, commitment to the keys
-    ingest/1       records taken in: counts, parts added
-    checkpoint/1   a step was trained
-    manifest/1     what is served from now on
-    request/1      a deletion was accepted: its tombstones hold from here
-    erasure/1      records were taken out of the vault: parts replaced
-    purge/1        checkpoints were destroyed
-    certificate/1  a deletion was certified
-    derived/1      something was made from served heads and left the workspace
+The kinds of fact are listed in ``shards/kinds.py``.
 """
 
 from __future__ import annotations
@@ -18,25 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from shards import kinds
+from shards.commitments import SliceCommitment
 from shards.deletion import DeletionRequest
 from shards.errors import IntegrityError
-from shards.ledger import Fact, Ledger
+from shards.fact import Fact
+from shards.ledger import Ledger
 from shards.lineage import Checkpoint
 from shards.manifest import Head, ModelManifest
+from shards.store import Store
+from shards.targets import Targets
 from shards.vault import Part
-
-RECIPE = "recipe/1"
-INGEST = "ingest/1"
-CHECKPOINT = "checkpoint/1"
-MANIFEST = "manifest/1"
-REQUEST = "request/1"
-ERASURE = "erasure/1"
-PURGE = "purge/1"
-CERTIFICATE = "certificate/1"
-DERIVED = "derived/1"
-
-# Facts after which a certificate signed before says less than everything about the present.
-CHANGING = (INGEST, CHECKPOINT, MANIFEST, REQUEST, ERASURE, PURGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +56,39 @@ class Stored:
 class Book:
     """Reads a ledger. Every method is a read-only operation."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, store: Store) -> None:
         self.ledger = ledger
+        self._store = store
+        self._targets: dict[str, Targets] = {}
 
     def _last(self, kind: str) -> Fact | None:
         facts = self.ledger.facts(kind)
         return facts[-1] if facts else None
 
+    def genesis(self) -> Fact:
+        """The log's first fact.
+
+        Raises:
+            IntegrityError: if there is none.
+        """
+        facts = self.ledger.facts(kinds.GENESIS)
+        if not facts:
+            raise IntegrityError("a ledger that begins with its genesis", "another ledger", "restore it from a backup")
+        return facts[0]
+
+    def signing_keys(self) -> list[Fact]:
+        """The facts that name a signing key, oldest first; each holds until the next."""
+        return self.ledger.facts(kinds.GENESIS, kinds.KEY)
+
     def pinned(self) -> Pinned | None:
         """The recipe pinned at the first ingest, if there was one."""
-        fact = self._last(RECIPE)
+        fact = self._last(kinds.RECIPE)
         return None if fact is None else Pinned(**fact.body)
 
     def parts(self) -> list[Part]:
         """The vault's current parts."""
         parts: dict[str, Part] = {}
-        for fact in self.ledger.facts(INGEST, ERASURE):
+        for fact in self.ledger.facts(kinds.INGEST, kinds.ERASURE):
             for file in fact.body["removed"]:
                 if parts.pop(file, None) is None:
                     raise _incomplete(f"vault part {file}", fact)
@@ -98,14 +97,14 @@ class Book:
 
     def next_generation(self) -> int:
         """One more than any generation ever taken in."""
-        return max((fact.body["last_generation"] for fact in self.ledger.facts(INGEST)), default=-1) + 1
+        return max((fact.body["last_generation"] for fact in self.ledger.facts(kinds.INGEST)), default=-1) + 1
 
     def checkpoints(self) -> list[Stored]:
         """Every checkpoint ever recorded, with its fate."""
         history: list[Stored] = []
         live: dict[str, int] = {}
-        for fact in self.ledger.facts(CHECKPOINT, PURGE):
-            if fact.kind == CHECKPOINT:
+        for fact in self.ledger.facts(kinds.CHECKPOINT, kinds.PURGE):
+            if fact.kind == kinds.CHECKPOINT:
                 checkpoint = Checkpoint.from_json(fact.body)
                 if checkpoint.key in live:  # damaged, and made again to the same tensors
                     place = live[checkpoint.key]
@@ -125,13 +124,21 @@ class Book:
         """Checkpoints that were not purged, by key."""
         return {stored.checkpoint.key: stored.checkpoint for stored in self.checkpoints() if stored.live}
 
+    def commitments(self) -> list[tuple[Fact, SliceCommitment]]:
+        """Every slice commitment ever made, oldest first, with its fact."""
+        return [(fact, SliceCommitment(**fact.body)) for fact in self.ledger.facts(kinds.SLICE)]
+
+    def slices(self) -> dict[tuple[int, int], SliceCommitment]:
+        """(shard, slice) → what it consists of now."""
+        return {(made.shard, made.slice): made for _, made in self.commitments()}
+
     def manifests(self) -> list[tuple[Fact, ModelManifest]]:
         """Every manifest ever served, oldest first, with its fact."""
-        return [(fact, ModelManifest.from_json(fact.body)) for fact in self.ledger.facts(MANIFEST)]
+        return [(fact, ModelManifest.from_json(fact.body)) for fact in self.ledger.facts(kinds.MANIFEST)]
 
     def manifest(self) -> ModelManifest | None:
         """What is served now."""
-        fact = self._last(MANIFEST)
+        fact = self._last(kinds.MANIFEST)
         return None if fact is None else ModelManifest.from_json(fact.body)
 
     def served(self) -> list[tuple[Head, Checkpoint]]:
@@ -149,11 +156,50 @@ class Book:
 
     def requests(self) -> list[tuple[Fact, DeletionRequest]]:
         """Every request ever accepted, oldest first, with its fact."""
-        return [(fact, DeletionRequest.from_json(fact.body)) for fact in self.ledger.facts(REQUEST)]
+        retired = self.retired()
+        return [
+            (fact, DeletionRequest.from_json(fact.body, self._read_targets(fact, retired)))
+            for fact in self.ledger.facts(kinds.REQUEST)
+        ]
+
+    def holds(self) -> dict[str, tuple[Fact, Targets]]:
+        """Legal holds in force, by ID, with what they cover."""
+        lifted = {fact.body["hold_id"] for fact in self.ledger.facts(kinds.RELEASE)}
+        held = [fact for fact in self.ledger.facts(kinds.HOLD) if fact.body["hold_id"] not in lifted]
+        return {fact.body["hold_id"]: (fact, self._targets_of(fact.body["object"])) for fact in held}
+
+    def refusals(self) -> list[Fact]:
+        """Deletions that were refused, oldest first."""
+        return self.ledger.facts(kinds.REFUSAL)
+
+    def _read_targets(self, fact: Fact, retired: frozenset[str]) -> Targets | None:
+        """What a request is about; a lost object stops everything, a retired one is nothing."""
+        return None if fact.body["request_id"] in retired else self._targets_of(fact.body["object"])
+
+    def _targets_of(self, name: str) -> Targets:
+        if name not in self._targets:
+            self._targets[name] = Targets.from_files(self._store.get(name))
+        return self._targets[name]
+
+    def retired(self) -> frozenset[str]:
+        """Requests whose tombstones were destroyed by retention rule."""
+        return frozenset(request for fact in self.ledger.facts(kinds.RETIRED) for request in fact.body["requests"])
+
+    def destroyed_objects(self) -> frozenset[str]:
+        """Objects that a retention rule destroyed."""
+        return frozenset(name for fact in self.ledger.facts(kinds.RETIRED) for name in fact.body["objects"])
+
+    def request(self, request_id: str) -> tuple[Fact, DeletionRequest] | None:
+        """One request, with its fact."""
+        return next((found for found in self.requests() if found[1].request_id == request_id), None)
 
     def request_of(self, tag: str) -> DeletionRequest | None:
         """The request whose tombstone covers ``tag`` (hex)."""
         return next((request for _, request in self.requests() if tag in request.tombstones), None)
+
+    def deleted_contents(self) -> frozenset[bytes]:
+        """Keyed fingerprints of everything that was deleted."""
+        return frozenset(bytes.fromhex(mark) for _, request in self.requests() for mark in request.targets.fingerprints)
 
     def tombstones(self) -> frozenset[bytes]:
         """Tags of everything that may never train again."""
@@ -161,15 +207,15 @@ class Book:
 
     def certificates(self) -> dict[str, Fact]:
         """Certificate facts by request ID; the last one counts."""
-        return {fact.body["request_id"]: fact for fact in self.ledger.facts(CERTIFICATE)}
+        return {fact.body["request_id"]: fact for fact in self.ledger.facts(kinds.CERTIFICATE)}
 
     def issued(self, request_id: str) -> list[Fact]:
         """Every certificate ever issued for a request, oldest first."""
-        return [fact for fact in self.ledger.facts(CERTIFICATE) if fact.body["request_id"] == request_id]
+        return [fact for fact in self.ledger.facts(kinds.CERTIFICATE) if fact.body["request_id"] == request_id]
 
     def derived(self) -> list[Fact]:
         """What was made from served heads and left the workspace."""
-        return self.ledger.facts(DERIVED)
+        return self.ledger.facts(kinds.DERIVED)
 
 
 def _incomplete(what: str, fact: Fact) -> IntegrityError:

@@ -10,6 +10,7 @@
     │   ├── IntegrityError    stored bytes are not the bytes that were committed
     │   └── LawViolationError  a deleted record could still have influence
     └── OperationError        the world got in the way; run again               exit 3
+        ├── HeldError         a legal hold stands in the way
         ├── LockedError       another live process drives this workspace
         ├── StorageError      disk full, unwritable, unreadable
         ├── StepFailedError   a slice step failed; the others went on
@@ -82,6 +83,10 @@ class LawViolationError(CheckError):
 
 class OperationError(SisaError):
     """The operation could not be completed and can be run again."""
+
+
+class HeldError(OperationError):
+    """A legal hold stands in the way of a deletion."""
 
 
 class LockedError(OperationError):

@@ -1,7 +1,8 @@
-"""The secrets that make placement, tags, fingerprints and seeds what they are.
+"""The secrets: one root that placement, tags, fingerprints and seeds come from, and the signing key.
 
-One root secret, four keys derived from it. Whoever has the root and the surviving records can make
-the fresh run; nobody can sign with it (the signing key is independent, see ``sisa/signing.py``).
+Whoever has the root and the surviving records can make the fresh run; nobody can sign with it. The
+signing key is independent: it is never copied to another workspace and can be replaced without
+touching placement. A secret that others than its owner can read is refused.
 """
 
 from __future__ import annotations
@@ -10,10 +11,17 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
 from shards.digest import derive, digest
 from shards.errors import InputError, StorageError
+from shards.files import replace_file
 
 ROOT_FILE = "root.key"
+PRIVATE_FILE = "signing.key"
+PUBLIC_FILE = "signing.pub"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,15 @@ class Keyring:
         """Digest (hex) that pins these keys without revealing them."""
         return digest("keyring", self.tag, self.placement, self.fingerprint, self.seed).hex()
 
+    def commitments(self) -> dict[str, str]:
+        """Key name → digest (hex): whoever is shown one key can check that it is the one committed to."""
+        return {name: key_commitment(name, getattr(self, name)) for name in self.__slots__}
+
+
+def key_commitment(name: str, key: bytes) -> str:
+    """Digest (hex) that pins the derived key ``name`` without revealing it."""
+    return digest(f"key-commitment/{name}", key).hex()
+
 
 def create_root(directory: Path, root: bytes | None = None) -> None:
     """Write a root secret (fresh unless given), readable by its owner only."""
@@ -48,20 +65,103 @@ def read_root(directory: Path) -> bytes:
 
     Raises:
         StorageError: if the file cannot be read.
-        InputError: if it does not hold 32 bytes in hex.
+        InputError: if others can read it, or it does not hold 32 bytes in hex.
     """
-    path = directory / ROOT_FILE
+    return read_secret(directory / ROOT_FILE)
+
+
+def read_secret(path: Path) -> bytes:
+    """Read 32 secret bytes in hex.
+
+    Raises:
+        StorageError: if the file cannot be read.
+        InputError: if others can read it, or it holds something else.
+    """
     try:
-        root = bytes.fromhex(path.read_text().strip())
-    except OSError as error:
-        raise StorageError(f"the root secret at {path}", f"{error.strerror}", "restore the keys directory") from error
+        secret = bytes.fromhex(_private(path).decode().strip())
     except ValueError as error:
         raise InputError(f"64 hex digits in {path}", "something else", "restore the keys directory") from error
-    if len(root) != 32:
-        raise InputError(f"32 bytes in {path}", f"{len(root)} bytes", "restore the keys directory")
-    return root
+    if len(secret) != 32:
+        raise InputError(f"32 bytes in {path}", f"{len(secret)} bytes", "restore the keys directory")
+    return secret
 
 
 def read_keyring(directory: Path) -> Keyring:
     """The derived keys of a workspace's key directory."""
     return Keyring.from_root(read_root(directory))
+
+
+def _private(path: Path) -> bytes:
+    """The bytes of a secret file that only its owner can read."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+            data = file.read()
+    except OSError as error:
+        raise StorageError(f"the secret at {path}", f"{error.strerror}", "restore the keys directory") from error
+    if mode & 0o077:
+        raise InputError(
+            f"{path} readable by its owner only (mode 0600)",
+            f"mode {mode:04o}",
+            f"run `chmod 600 {path}`; if others may have read it, treat it as stolen (docs/keys.md)",
+        )
+    return data
+
+
+def create_signing_key(directory: Path) -> None:
+    """Write a fresh key pair where there is none; the private half is readable by its owner only."""
+    key = Ed25519PrivateKey.generate()
+    handle = os.open(directory / PRIVATE_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(private_pem(key))
+    (directory / PUBLIC_FILE).write_bytes(public_pem(key.public_key()))
+
+
+def replace_signing_key(directory: Path, key: Ed25519PrivateKey) -> None:
+    """Put another key pair in place of the one there; the old private half is gone then."""
+    replace_file(directory / PRIVATE_FILE, private_pem(key), private=True)
+    replace_file(directory / PUBLIC_FILE, public_pem(key.public_key()))
+
+
+def read_signing_key(directory: Path) -> Ed25519PrivateKey:
+    """The signing key of a workspace's key directory.
+
+    Raises:
+        StorageError: if it cannot be read, or is no Ed25519 key.
+        InputError: if others can read it.
+    """
+    path = directory / PRIVATE_FILE
+    try:
+        key = serialization.load_pem_private_key(_private(path), password=None)
+    except ValueError as error:
+        raise StorageError(f"a signing key in {path}", "something else", "restore the operator's key") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise StorageError(f"an Ed25519 signing key in {path}", type(key).__name__, "restore the operator's key")
+    return key
+
+
+def private_pem(key: Ed25519PrivateKey) -> bytes:
+    """A private key as PEM, not encrypted."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def public_pem(key: Ed25519PublicKey) -> bytes:
+    """A public key as PEM."""
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def read_public_key(pem: bytes) -> Ed25519PublicKey:
+    """An Ed25519 public key from PEM.
+
+    Raises:
+        InputError: if it is something else.
+    """
+    try:
+        key = serialization.load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise InputError("an Ed25519 public key in PEM", str(error), "name the operator's signing.pub") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise InputError("an Ed25519 public key", type(key).__name__, "name the operator's signing.pub")
+    return key

@@ -8,10 +8,10 @@ Asked before a certificate is signed, by ``sisa audit --all``, by ``sisa verify`
 
 from __future__ import annotations
 
-from shards import lock
+from shards import kinds, lock
 from shards.checks import Check, judged, unchecked
 from shards.errors import IntegrityError
-from shards.lineage import Link, check_chain
+from shards.lineage import Checkpoint, check_chain
 from shards.workspace import Workspace
 
 
@@ -24,6 +24,7 @@ def check_law(workspace: Workspace, *, completing: frozenset[str] = frozenset())
     """
     visible = workspace.visible_sets()
     return [
+        _log(workspace),
         _evidence(workspace, visible),
         _served(workspace, visible),
         _stored(workspace, visible, completing),
@@ -33,19 +34,29 @@ def check_law(workspace: Workspace, *, completing: frozenset[str] = frozenset())
         _strays(workspace, driving=bool(completing)),
         _tensors(workspace),
         _planned(workspace, completing),
+        _committed(workspace),
         _lineages(workspace),
     ]
+
+
+def _log(workspace: Workspace) -> Check:
+    name = "every fact is one that a signed tree head covers"
+    return judged("law", name, workspace.ledger.problems(), f"{len(workspace.ledger.since(0))} facts")
 
 
 def _evidence(workspace: Workspace, visible: dict[str, frozenset[bytes]]) -> Check:
     """What a checkpoint saw must be known while it is stored; of a purged one, its loss is told."""
     name = "what each checkpoint saw is known"
     history = workspace.book.checkpoints()
-    lost = [stored for stored in history if stored.checkpoint.key not in visible]
+    retired = workspace.book.destroyed_objects()
+    unknown = [stored for stored in history if stored.checkpoint.key not in visible]
+    lost = [stored for stored in unknown if stored.live or stored.checkpoint.seen not in retired]
     problems = [f"not of checkpoint {stored.checkpoint.key[:12]}, which is stored" for stored in lost if stored.live]
     if lost and not problems:
         return unchecked("law", name, f"{len(lost)} purged checkpoints have lost their list, {len(history)} were made")
-    return judged("law", name, problems, f"{len(history)} checkpoints ever made")
+    evidence = f"{len(history)} checkpoints ever made"
+    evidence += f", {len(unknown)} of them purged and retired" if unknown else ""
+    return judged("law", name, problems, evidence)
 
 
 def _completed(workspace: Workspace, completing: frozenset[str]) -> frozenset[bytes]:
@@ -171,31 +182,69 @@ def _planned(workspace: Workspace, completing: frozenset[str]) -> Check:
     return judged("law", name, problems, f"{len(live)} checkpoints, {len(steps)} steps")
 
 
+def _committed(workspace: Workspace) -> Check:
+    """Each slice was committed to before its training began, and the commitments open to the records held."""
+    name = "every checkpoint was trained on the records its slice was committed to"
+    try:
+        plan = workspace.plan() if workspace.book.pinned() is not None else None
+        survivors = workspace.survivors()
+    except IntegrityError:  # reported by the check of parts
+        return unchecked("law", name, "the surviving records cannot be read")
+    steps = plan.steps() if plan is not None else {}
+    problems = [f"the commitment to record {one.tag.hex()[:12]} is not to it" for one in survivors if not one.opens()]
+    logged: dict[tuple[int, int], set[str]] = {}
+    begun: set[tuple[str, str]] = set()
+    for fact in workspace.ledger.facts(kinds.SLICE, kinds.RUN, kinds.CHECKPOINT):
+        body = fact.body
+        if fact.kind == kinds.SLICE:
+            logged.setdefault((body["shard"], body["slice"]), set()).add(body["root"])
+        elif fact.kind == kinds.RUN:
+            begun |= {
+                (step["checkpoint"], step["root"])
+                for step in body["steps"]
+                if step["root"] in logged.get((body["shard"], step["slice"]), ())
+            }
+        elif (body["link"]["key"], body["root"]) not in begun:
+            problems.append(f"checkpoint {body['link']['key'][:12]}: its slice was not committed to before")
+    live = workspace.book.live()
+    problems += [
+        f"checkpoint {key[:12]} was trained on slice root {made.root[:12]}, its records have {steps[key].root[:12]}"
+        for key, made in live.items()
+        if key in steps and steps[key].root != made.root
+    ]
+    return judged("law", name, problems, f"{len(live)} checkpoints, {len(survivors)} commitments opened")
+
+
 def _lineages(workspace: Workspace) -> Check:
     manifest = workspace.book.manifest()
     problems: list[str] = []
     for head in manifest.heads if manifest else ():
         try:
-            links = lineage(workspace, head.checkpoint)
+            chain = lineage(workspace, head.checkpoint)
         except IntegrityError as error:
             problems.append(f"shard {head.shard}: {error.found}")
             continue
-        problems += check_chain(links, workspace.pinned().digest, head.shard)
+        problems += check_chain([made.link for made in chain], workspace.pinned().digest, head.shard)
+        digest = ""
+        for made in chain:
+            digest = made.extend(digest)
+        if (digest, len(chain)) != (head.lineage, head.steps):
+            problems.append(f"shard {head.shard}: the manifest names another lineage")
     return judged("law", "every served lineage is whole", problems, f"{len(manifest.heads) if manifest else 0} heads")
 
 
-def lineage(workspace: Workspace, key: str) -> list[Link]:
-    """The links from a shard's first step to checkpoint ``key``, all of them live.
+def lineage(workspace: Workspace, key: str) -> list[Checkpoint]:
+    """The checkpoints from a shard's first step to ``key``, all of them live.
 
     Raises:
         IntegrityError: if a checkpoint of the chain is not stored.
     """
     live = workspace.book.live()
-    links: list[Link] = []
+    chain: list[Checkpoint] = []
     at: str | None = key
     while at is not None:
         if at not in live:
             raise IntegrityError(f"checkpoint {at} in the store", f"no live checkpoint {at[:12]}", "run `sisa train`")
-        links.append(live[at].link)
+        chain.append(live[at])
         at = live[at].link.parent
-    return links[::-1]
+    return chain[::-1]

@@ -1,5 +1,10 @@
 """The SQLite book of facts: appended, never edited; no personal data and no row per record.
 
+It is a transparency log: every fact is a leaf of an RFC 6962 tree, and every transaction ends with
+a tree head signed by the operator (C2SP tlog-checkpoint). Whoever keeps a head can tell any later
+change of what it covers; opening a workspace recomputes the whole tree. The first fact commits to
+the keys and names the log.
+
 One driver at a time writes (see ``shards/lock.py``); anybody may read. The journal mode is
 rollback with ``synchronous=EXTRA``: SQLite 3.7.0 to 3.51.2 can corrupt a write-ahead log when
 several connections reset it, and EXTRA also syncs the directory after a commit.
@@ -8,67 +13,155 @@ several connections reset it, and EXTRA also syncs the directory after a commit.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from shards.digest import canonical_json, parse_json
-from shards.errors import StorageError
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from shards import kinds
+from shards.digest import canonical_json, parse_json, tree_leaf
+from shards.errors import IntegrityError, StorageError
+from shards.fact import Fact
+from shards.keys import public_pem, read_public_key
 from shards.migrations import migrate
+from shards.note import TreeHead, read_head, sign_head, signed_by
+from shards.tlog import Peaks, consistency_proof, inclusion_proofs
 
 _BUSY_SECONDS = 30
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """One row: ``kind`` names the schema and version of ``body``.
+_Row = tuple[int, str, str, str]
 
-    ``created`` is informational; order comes from ``seq`` alone.
-    """
 
-    seq: int
-    kind: str
-    body: dict[str, Any]
-    created: str
+class _Tree:
+    """The log's tree, its name and its signing keys, as facts are taken in one after the other."""
+
+    def __init__(self) -> None:
+        self.leaves: list[bytes] = []
+        self.peaks = Peaks()
+        self.origin = ""
+        self.keys: list[str] = []
+
+    def take(self, row: _Row) -> None:
+        """Take in the next fact; its text is hashed as it is stored, canonical or not."""
+        seq, kind, body, created = row
+        named = [canonical_json(value).decode() for value in (created, kind)]
+        text = f'{{"body":{body},"created":{named[0]},"kind":{named[1]},"seq":{seq}}}'
+        self.leaves.append(tree_leaf(text.encode()))
+        self.peaks.append(self.leaves[-1])
+        if kind in (kinds.GENESIS, kinds.KEY):
+            fact = parse_json(body)
+            self.origin = self.origin or fact["log"]
+            self.keys.append(fact["public_key"])
+
+    def head(self) -> TreeHead:
+        """The head over everything taken in."""
+        return TreeHead(self.origin, len(self.leaves), self.peaks.root())
+
+    def refuses(self, note: str) -> str:
+        """Why ``note`` is no signed head of exactly this tree; empty if it is."""
+        if not self.keys:
+            return "the log does not begin with its genesis"
+        try:
+            stated = read_head(note)
+        except ValueError as error:
+            return f"its tree head is damaged ({error})"
+        if stated != self.head():
+            return f"tree head {stated.size} was signed over other facts"
+        if not signed_by(note, read_public_key(self.keys[-1].encode())):
+            return f"tree head {stated.size} is not signed by the log's key"
+        return ""
 
 
 class Ledger:
     """An open ledger file."""
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, signing_key: Callable[[], Ed25519PrivateKey], *, create: bool = False) -> None:
         """Open a ledger.
+
+        Args:
+            path: the file.
+            signing_key: asked for the key that signs tree heads, on append only.
+            create: make the file.
 
         Raises:
             StorageError: if the file is missing (unless ``create``) or cannot be used.
         """
         self.path = path
+        self._signing_key = signing_key
+        self._tree = _Tree()
         if not create and not path.is_file():
             raise StorageError(f"a ledger at {path}", "no file", "run `sisa init` first, or check -w")
         with self._errors():
             self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = DELETE")
             self._db.execute("PRAGMA synchronous = EXTRA")
+            self._db.execute("PRAGMA secure_delete = ON")
             migrate(self._db)
 
-    def append(self, facts: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-        """Append facts in one transaction: all of them or none.
+    def append(
+        self, facts: Iterable[tuple[str, Mapping[str, Any]]], *, key: Ed25519PrivateKey | None = None
+    ) -> list[Fact]:
+        """Append facts and a signed tree head in one transaction: all of them or none.
+
+        Args:
+            facts: (kind, body) each.
+            key: signs in place of the log's current key, which a fact appended here replaces.
 
         Raises:
             StorageError: if they could not be made durable; none of them holds then.
+            IntegrityError: if what is stored is not what the last head was signed over.
         """
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
-        rows = [(kind, canonical_json(dict(body)).decode(), created) for kind, body in facts]
+        texts = [(kind, canonical_json(dict(body)).decode()) for kind, body in facts]
         with self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._db.executemany("INSERT INTO facts (kind, body, created) VALUES (?, ?, ?)", rows)
+                self._catch_up()
+                first = len(self._tree.leaves) + 1
+                rows = [(seq, kind, body, created) for seq, (kind, body) in enumerate(texts, first)]
+                self._db.executemany("INSERT INTO facts (seq, kind, body, created) VALUES (?, ?, ?, ?)", rows)
+                note = self._sealed(rows, key)
+                self._db.execute("INSERT INTO heads (size, note) VALUES (?, ?)", (len(self._tree.leaves), note))
                 self._db.execute("COMMIT")
+            except BaseException:
+                self._tree = _Tree()  # read anew from what turns out to be stored
+                raise
             finally:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+        return [_fact(row) for row in rows]
+
+    def _catch_up(self) -> None:
+        """Take in what is stored and was not read yet; it must be what the last head covers."""
+        for row in self._rows(len(self._tree.leaves)):
+            if row[0] != len(self._tree.leaves) + 1:
+                raise _broken(self.path, f"fact {len(self._tree.leaves) + 1} is missing")
+            self._tree.take(row)
+        last = self._db.execute("SELECT note FROM heads ORDER BY size DESC LIMIT 1").fetchone()
+        problem = self._tree.refuses(last[0]) if last else "facts without a tree head" if self._tree.leaves else ""
+        if problem:
+            raise _broken(self.path, problem)
+
+    def _sealed(self, rows: Sequence[_Row], key: Ed25519PrivateKey | None) -> str:
+        """The signed head after ``rows``, which are taken in."""
+        signer = key or self._signing_key()
+        for row in rows:
+            self._tree.take(row)
+        if not self._tree.keys or self._tree.keys[-1].encode() != public_pem(signer.public_key()):
+            raise IntegrityError(
+                f"the signing key that the log in {self.path} names last",
+                "another signing key",
+                "restore keys/signing.key, or declare it lost with `sisa key rotate --lost`",
+            )
+        return sign_head(self._tree.head(), signer)
+
+    def _rows(self, after: int = 0) -> list[_Row]:
+        query = "SELECT seq, kind, body, created FROM facts WHERE seq > ? ORDER BY seq"
+        return self._db.execute(query, (after,)).fetchall()
 
     def facts(self, *kinds: str) -> list[Fact]:
         """All facts of these kinds, oldest first. This is a read-only operation."""
@@ -76,7 +169,89 @@ class Ledger:
         query = f"SELECT seq, kind, body, created FROM facts WHERE kind IN ({marks}) ORDER BY seq"  # noqa: S608
         with self._errors():
             rows = self._db.execute(query, kinds).fetchall()
-        return [Fact(seq, kind, parse_json(body), created) for seq, kind, body, created in rows]
+        return [_fact(row) for row in rows]
+
+    def since(self, size: int) -> list[Fact]:
+        """All facts after the first ``size``. This is a read-only operation."""
+        with self._errors():
+            return [_fact(row) for row in self._rows(size)]
+
+    # -- the log -------------------------------------------------------------------------------
+
+    def problems(self) -> list[str]:
+        """What is wrong with the log, recomputed from what is stored; empty if nothing is.
+
+        A ledger that was rolled back as a whole is whole in itself: only its anchor tells.
+        """
+        tree = _Tree()
+        with self._errors():
+            self._db.execute("BEGIN")
+            try:
+                rows = self._rows()
+                heads = self._db.execute("SELECT size, note FROM heads ORDER BY size").fetchall()
+            finally:
+                self._db.execute("ROLLBACK")
+        covered = 0
+        pending = iter(rows)
+        for size, note in heads:
+            for row in pending:
+                if row[0] != len(tree.leaves) + 1:
+                    return [f"fact {len(tree.leaves) + 1} is missing"]
+                try:
+                    tree.take(row)
+                except (ValueError, KeyError, TypeError) as error:
+                    return [f"fact {row[0]} is damaged ({error})"]
+                if row[0] == size:
+                    break
+            problem = tree.refuses(note)
+            if problem or len(tree.leaves) != size:
+                return [f"facts {covered + 1} to {size}: {problem or 'their tree head has another size'}"]
+            covered = size
+        return [] if covered == len(rows) and rows else [f"fact {covered + 1} and later have no signed tree head"]
+
+    def check(self) -> None:
+        """Recompute the log.
+
+        Raises:
+            IntegrityError: if a fact or a tree head was edited, removed, inserted or reordered.
+        """
+        found = self.problems()
+        if found:
+            raise _broken(self.path, found[0])
+
+    def head(self, size: int | None = None) -> str:
+        """The signed tree head of ``size`` facts (they were the last of a transaction), or the newest.
+
+        Raises:
+            IntegrityError: if there is none.
+        """
+        which = "ORDER BY size DESC LIMIT 1" if size is None else "WHERE size = ?"
+        with self._errors():
+            row = self._db.execute(f"SELECT note FROM heads {which}", () if size is None else (size,)).fetchone()  # noqa: S608
+        if row is None:
+            raise _broken(self.path, f"no tree head of size {size}")
+        return str(row[0])
+
+    def head_after(self, seq: int) -> str:
+        """The signed head of the transaction that appended fact ``seq``."""
+        with self._errors():
+            row = self._db.execute("SELECT min(size) FROM heads WHERE size >= ?", (seq,)).fetchone()
+        return self.head(row[0] or seq)
+
+    def leaves(self) -> list[bytes]:
+        """The leaf hashes of all facts, by which proofs are made."""
+        with self._errors():
+            self._catch_up()
+        return list(self._tree.leaves)
+
+    def prove(self, seqs: Iterable[int], size: int) -> dict[int, list[bytes]]:
+        """Inclusion proofs of facts in the tree of the first ``size``."""
+        proofs = inclusion_proofs(self.leaves(), [seq - 1 for seq in seqs], size)
+        return {index + 1: proof for index, proof in proofs.items()}
+
+    def consistency(self, old: int, new: int) -> list[bytes]:
+        """Proof that the tree of ``new`` facts extends that of ``old``."""
+        return consistency_proof(self.leaves(), old, new)
 
     def close(self) -> None:
         """Close the file."""
@@ -92,3 +267,15 @@ class Ledger:
                 str(error),
                 "free space or mend permissions, then run the same command again; nothing was lost",
             ) from error
+
+
+def _fact(row: _Row) -> Fact:
+    return Fact(row[0], row[1], parse_json(row[2]), row[3])
+
+
+def _broken(path: Path, found: str) -> IntegrityError:
+    return IntegrityError(
+        f"the facts in {path} that its tree heads were signed over",
+        found,
+        "trust nothing in this workspace; restore it from a backup (docs/backups.md)",
+    )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from shards.digest import digest
+from shards.digest import canonical_json, digest
 from shards.errors import IntegrityError
 
 
@@ -15,9 +15,17 @@ def records_digest(entries: Iterable[tuple[bytes, bytes]]) -> str:
     return digest("step-records", *(part for entry in entries for part in entry)).hex()
 
 
-def slice_digest(entries: Iterable[tuple[bytes, bytes]]) -> str:
-    """Digest (hex) of a slice's surviving records, whatever order they come in."""
-    return digest("slice", *(part for entry in sorted(entries) for part in entry)).hex()
+def lineage_digest(parent: str, key: str, tensors: str, root: str, environment: Mapping[str, str]) -> str:
+    """Digest (hex) of a lineage up to a checkpoint: what was trained, on which commitment, into which tensors.
+
+    Args:
+        parent: lineage digest of the parent, empty for a shard's first step.
+        key: the checkpoint's key.
+        tensors: digest of its tensors.
+        root: root (hex) of its slice's tree of commitments.
+        environment: what the step ran in.
+    """
+    return digest("lineage", parent, key, tensors, root, canonical_json(dict(environment))).hex()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,8 @@ class Checkpoint:
         link: what was trained.
         files: digest of the stored object (the PEFT directory).
         tensors: digest of its tensors, whatever the container.
+        root: root (hex) of the slice's tree of commitments, as the step found its records. Random salts
+            are in it, so it is no part of the key.
         seen: digest of the stored object that lists the tags trained in this step. It outlives the
             checkpoint, so that an audit can say what a purged checkpoint had seen.
         members: how many records took part.
@@ -80,6 +90,7 @@ class Checkpoint:
     link: Link
     files: str
     tensors: str
+    root: str
     seen: str
     members: int
     own: int
@@ -89,6 +100,10 @@ class Checkpoint:
     def key(self) -> str:
         """Digest (hex) that names the checkpoint."""
         return self.link.key
+
+    def extend(self, lineage: str) -> str:
+        """The lineage digest up to this checkpoint, given that of its parent."""
+        return lineage_digest(lineage, self.key, self.tensors, self.root, self.environment)
 
     def to_json(self) -> dict[str, Any]:
         """The body of its fact."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from shards.digest import canonical_json, digest
@@ -11,19 +11,29 @@ from shards.digest import canonical_json, digest
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The checkpoint a shard is served from."""
+    """The checkpoint a shard is served from.
+
+    Attributes:
+        shard: its number.
+        checkpoint: its key.
+        tensors: digest of its tensors.
+        lineage: digest of everything that was trained on the way to it, commitments included.
+        steps: how many checkpoints that is; a certificate must account for each.
+    """
 
     shard: int
     checkpoint: str
     tensors: str
+    lineage: str
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)
 class ModelManifest:
     """The served set. A shard that has not trained, or lost all its records, is absent.
 
-    The digest covers recipe and heads only, so two workspaces that serve the same bits have the
-    same digest whatever their histories; the generation number counts swaps in one workspace.
+    The digest covers recipe, keys and tensors only, so two workspaces that serve the same bits have
+    the same digest whatever their histories; the generation number counts swaps in one workspace.
     """
 
     generation: int
@@ -51,9 +61,7 @@ class ModelManifest:
             "generation": self.generation,
             "digest": self.digest,
             "recipe": self.recipe,
-            "heads": [
-                {"shard": head.shard, "checkpoint": head.checkpoint, "tensors": head.tensors} for head in self.heads
-            ],
+            "heads": [asdict(head) for head in self.heads],
         }
 
     @classmethod

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from shards.errors import OperationError
 
-# Facts are appended, never edited; the triggers hold every program to that.
+# Facts and signed tree heads are appended, never edited; the triggers hold every program to that.
 _FACTS = """
 CREATE TABLE facts (
     seq INTEGER PRIMARY KEY,
@@ -20,6 +20,14 @@ CREATE TRIGGER facts_are_never_edited BEFORE UPDATE ON facts
 BEGIN SELECT RAISE(ABORT, 'facts are never edited'); END;
 CREATE TRIGGER facts_are_never_removed BEFORE DELETE ON facts
 BEGIN SELECT RAISE(ABORT, 'facts are never removed'); END;
+CREATE TABLE heads (
+    size INTEGER PRIMARY KEY,
+    note TEXT NOT NULL
+) STRICT;
+CREATE TRIGGER heads_are_never_edited BEFORE UPDATE ON heads
+BEGIN SELECT RAISE(ABORT, 'tree heads are never edited'); END;
+CREATE TRIGGER heads_are_never_removed BEFORE DELETE ON heads
+BEGIN SELECT RAISE(ABORT, 'tree heads are never removed'); END;
 """
 
 MIGRATIONS: Mapping[str, str] = {"0001-facts": _FACTS}

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shards.layout import ShardLayout
-from shards.lineage import Link, records_digest, slice_digest
+from shards.lineage import Link, records_digest
+from shards.sparse import tree_root
 from shards.vault import StoredRecord
 
 CHAIN = 0  # one chain a shard; the number is part of keys and seeds
@@ -25,14 +26,22 @@ class SliceStep:
     Attributes:
         link: identity; ``link.key`` names the checkpoint.
         members: the records that take part, in the order of the first pass.
-        own: how many of them live in this slice.
-        slice_digest: commitment to the slice's surviving records.
+        leaves: tag → commitment of the records that live in this slice; the rest is rehearsal.
     """
 
     link: Link
     members: tuple[StoredRecord, ...]
-    own: int
-    slice_digest: str
+    leaves: Mapping[bytes, bytes]
+
+    @property
+    def own(self) -> int:
+        """How many records live in this slice."""
+        return len(self.leaves)
+
+    @property
+    def root(self) -> str:
+        """Root (hex) of the slice's tree of commitments."""
+        return tree_root(self.leaves).hex()
 
     @property
     def key(self) -> str:
@@ -101,8 +110,7 @@ def _chain(shard: int, slices: Mapping[int, list[StoredRecord]], layout: ShardLa
             parent=steps[-1].key if steps else None,
             records=records_digest((stored.tag, stored.fingerprint) for stored in members),
         )
-        commitment = slice_digest((stored.tag, stored.fingerprint) for stored in own)
-        steps.append(SliceStep(link, members, len(own), commitment))
+        steps.append(SliceStep(link, members, {stored.tag: stored.commitment for stored in own}))
         earlier += own
     return Chain(shard, tuple(steps))
 

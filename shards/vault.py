@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.digest import bytes_digest, digest, file_digest, keyed
+from shards.digest import bytes_digest, canonical_json, digest, file_digest, keyed
 from shards.errors import IntegrityError
 from shards.files import fsync_directory, remove, storage, write_new
 from shards.keys import Keyring
@@ -30,6 +30,7 @@ _SCHEMA = pa.schema(
         ("tag", pa.binary(32)),
         ("fingerprint", pa.binary(32)),
         ("salt", pa.binary(32)),
+        ("commitment", pa.binary(32)),
         ("id", pa.string()),
         ("version", pa.int64()),
         ("subject", pa.string()),
@@ -46,6 +47,11 @@ def record_tag(keys: Keyring, namespace: str, record_id: str, version: int) -> b
     return keyed(keys.tag, "tag", namespace, record_id, version)
 
 
+def record_commitment(salt: bytes, record: Record) -> bytes:
+    """Commitment (32 bytes) to a record; once its salt is destroyed, nobody can open it."""
+    return keyed(salt, "commitment", canonical_json(record.to_json()))
+
+
 def record_fingerprint(keys: Keyring, content: str) -> bytes:
     """Keyed digest (32 bytes) of canonical content."""
     return keyed(keys.fingerprint, "content", content)
@@ -60,6 +66,7 @@ class StoredRecord:
         tag: its pseudonym.
         fingerprint: keyed digest of its content.
         salt: random bytes that die with the record.
+        commitment: to the record, under its salt; the slice's tree holds it.
         truncated: its text is longer than the recipe's sequence length.
     """
 
@@ -67,13 +74,20 @@ class StoredRecord:
     tag: bytes
     fingerprint: bytes
     salt: bytes
+    commitment: bytes
     truncated: bool
 
     @classmethod
     def of(cls, record: Record, keys: Keyring, namespace: str, *, truncated: bool) -> StoredRecord:
         """A record as it goes into the vault, with a fresh salt."""
         tag = record_tag(keys, namespace, record.id, record.version)
-        return cls(record, tag, record_fingerprint(keys, record.content), os.urandom(32), truncated)
+        salt = os.urandom(32)
+        commitment = record_commitment(salt, record)
+        return cls(record, tag, record_fingerprint(keys, record.content), salt, commitment, truncated)
+
+    def opens(self) -> bool:
+        """Is the commitment to this record, under this salt?"""
+        return self.commitment == record_commitment(self.salt, self.record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +203,7 @@ def _encode(records: Sequence[StoredRecord]) -> bytes:
             "tag": stored.tag,
             "fingerprint": stored.fingerprint,
             "salt": stored.salt,
+            "commitment": stored.commitment,
             "id": stored.record.id,
             "version": stored.record.version,
             "subject": stored.record.subject,
@@ -220,6 +235,7 @@ def _decode(data: bytes) -> list[StoredRecord]:
             tag=row["tag"],
             fingerprint=row["fingerprint"],
             salt=row["salt"],
+            commitment=row["commitment"],
             truncated=row["truncated"],
         )
         for row in table.to_pylist()

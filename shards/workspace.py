@@ -2,9 +2,9 @@
 
 DIR/sisa.yaml        the configuration (read by sisa/config.py)
 DIR/keys/            root.key, signing.key (secret), signing.pub
-DIR/vault/           personal data: Parquet parts
-DIR/store/           checkpoints and what they saw, content-addressed
-DIR/ledger.sqlite    facts, no personal data
+DIR/vault/           personal data: Parquet parts, and the texts behind references
+DIR/store/           checkpoints, what they saw, leaves of slice trees, targets of requests; content-addressed
+DIR/ledger.sqlite    facts, no personal data; a transparency log with signed tree heads
 DIR/certificates/    one signed certificate a deletion
 DIR/lock             held by the live driver
 DIR/replay-*         checkpoints of a running replay, compared and removed
@@ -15,16 +15,18 @@ from __future__ import annotations
 import errno
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards import book, lock
+from shards import kinds, lock
 from shards.book import Book, Pinned
+from shards.commitments import commit_slice, empty_slice, leaves_object, read_leaves
 from shards.digest import tensor_digest
 from shards.errors import InputError, IntegrityError, RecipeMismatchError
 from shards.files import TEMPORARY, remove, storage
-from shards.keys import Keyring, read_keyring
+from shards.keys import PUBLIC_FILE, Keyring, read_keyring, read_signing_key
 from shards.layout import ShardLayout
 from shards.ledger import Ledger
 from shards.lineage import Checkpoint, unpack_tags
@@ -44,25 +46,31 @@ class Workspace:
     def __init__(self, path: Path, ledger: Ledger, keys: Keyring) -> None:
         self.path = path
         self.ledger = ledger
-        self.book = Book(ledger)
         self.keys = keys
         self.store = Store(path / "store")
+        self.book = Book(ledger, self.store)
         self.vault = Vault(path / "vault")
 
     @classmethod
     def create(cls, path: Path) -> Workspace:
-        """Make the directories and an empty ledger; the root secret must be there already."""
+        """Make the directories and the ledger with its first fact; both keys must be there already."""
+        keys = read_keyring(path / "keys")
         with storage(f"make a workspace in {path}"):
             for name in ("vault", "store", "certificates"):
                 (path / name).mkdir(mode=0o700)
-        return cls(path, Ledger(path / "ledger.sqlite", create=True), read_keyring(path / "keys"))
+            public_key = (path / "keys" / PUBLIC_FILE).read_text()
+        workspace = cls(path, _ledger(path, create=True), keys)
+        genesis = {"log": f"sisa/log/{uuid.uuid4().hex}", "public_key": public_key, "keys": keys.commitments()}
+        workspace.ledger.append([(kinds.GENESIS, genesis)])
+        return workspace
 
     @classmethod
-    def open(cls, path: Path) -> Workspace:
-        """Open an existing workspace.
+    def open(cls, path: Path, *, check: bool = True) -> Workspace:
+        """Open an existing workspace; its whole log is recomputed unless ``check`` is false.
 
         Raises:
             InputError: if ``path`` is not a workspace.
+            IntegrityError: if a fact or a tree head was altered.
         """
         path = path.resolve()
         if not (path / CONFIG_FILE).is_file():
@@ -70,8 +78,14 @@ class Workspace:
                 f"a workspace in {path}", f"no {CONFIG_FILE} there", "run `sisa init`, or name another with -w"
             )
         keys = read_keyring(path / "keys")
-        workspace = cls(path, Ledger(path / "ledger.sqlite"), keys)
-        pinned = workspace.book.pinned()
+        workspace = cls(path, _ledger(path), keys)
+        try:
+            if check:
+                workspace.ledger.check()
+            pinned = workspace.book.pinned()
+        except BaseException:
+            workspace.close()
+            raise
         if pinned is not None and pinned.keys != keys.commitment():
             workspace.close()
             raise RecipeMismatchError(
@@ -138,11 +152,34 @@ class Workspace:
         """One shard's part of the plan; reads that shard's records only."""
         return make_chain(shard, self.survivors(shard), self.layout(), self.pinned().digest)
 
+    def recommit(self, plan: Plan) -> list[tuple[str, dict[str, object]]]:
+        """The facts by which the log's slice commitments become those of a plan; none if they are.
+
+        Leaves are stored (again, where an object was lost); what the facts name is durable before them.
+        """
+        current = self.book.slices()
+        facts: list[tuple[str, dict[str, object]]] = []
+        steps = {(step.link.shard, step.link.slice): step for chain in plan.chains for step in chain.steps}
+        for place, step in steps.items():
+            made = commit_slice(step)
+            self.store.put(leaves_object(step.leaves))
+            if current.get(place) != made:
+                facts.append((kinds.SLICE, made.to_json()))
+        for place in sorted(current.keys() - steps.keys()):
+            if current[place].records:
+                self.store.put(leaves_object({}))
+                facts.append((kinds.SLICE, empty_slice(*place).to_json()))
+        return facts
+
     # -- what checkpoints saw ------------------------------------------------------------------
 
     def trained_tags(self, seen: str) -> frozenset[bytes]:
         """Tags trained in one step, from the object a checkpoint fact names."""
         return unpack_tags(self.store.get(seen)[SEEN_FILE])
+
+    def slice_leaves(self, leaves: str) -> dict[bytes, bytes]:
+        """Tag → commitment of a slice, from the object a slice commitment names."""
+        return read_leaves(self.store.get(leaves))
 
     def visible_sets(self) -> dict[str, frozenset[bytes]]:
         """For every checkpoint ever recorded: all tags trained anywhere in its lineage.
@@ -185,11 +222,18 @@ class Workspace:
             return False
 
     def referenced_objects(self) -> frozenset[str]:
-        """Objects that must stay: live checkpoints, and what every checkpoint ever saw."""
+        """Objects that must stay: live checkpoints, targets of requests, and lists of tags.
+
+        What every checkpoint ever saw and every slice ever held stays, until a retention rule destroys it.
+        """
         history = self.book.checkpoints()
-        return frozenset(stored.checkpoint.seen for stored in history) | frozenset(
-            stored.checkpoint.files for stored in history if stored.live
-        )
+        current = {made.leaves for made in self.book.slices().values()}
+        live = {name for stored in history if stored.live for name in (stored.checkpoint.files, stored.checkpoint.seen)}
+        lists = {stored.checkpoint.seen for stored in history}
+        lists |= {made.leaves for _, made in self.book.commitments()}
+        lists |= {fact.body["object"] for fact in self.ledger.facts(kinds.REQUEST, kinds.REFUSAL)}
+        lists |= {fact.body["object"] for fact, _ in self.book.holds().values()}
+        return frozenset((lists - self.book.destroyed_objects()) | live | current)
 
     def sweep(self) -> list[str]:
         """Remove what killed processes left: files and objects that no fact names."""
@@ -231,9 +275,13 @@ class Workspace:
 
     def pin(self, recipe: dict[str, object], digest: str, namespace: str) -> tuple[str, dict[str, object]]:
         """The fact that pins a recipe."""
-        return book.RECIPE, {
+        return kinds.RECIPE, {
             "recipe": recipe,
             "digest": digest,
             "keys": self.keys.commitment(),
             "namespace": namespace,
         }
+
+
+def _ledger(path: Path, *, create: bool = False) -> Ledger:
+    return Ledger(path / "ledger.sqlite", lambda: read_signing_key(path / "keys"), create=create)

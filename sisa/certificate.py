@@ -1,4 +1,4 @@
-"""The deletion certificate: an in-toto Statement v1 in a DSSE envelope.
+"""Make the deletion certificate, its fields documented one by one in ``docs/certificate.md``.
 
 Every field is derived from stored artefacts when it is signed; nothing is taken from the memory of
 the workflow that did the work. The statement's subjects are the served heads. It says what was done
@@ -7,29 +7,33 @@ to which committed inputs, never how a model behaves, and it lists what it does 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from shards import book
+from shards import kinds
 from shards.checks import Check
-from shards.deletion import DeletionRequest
-from shards.digest import bytes_digest, canonical_json
+from shards.deletion import NOT_PRESENT, DeletionRequest
+from shards.digest import bytes_digest, canonical_json, files_digest, parse_json
+from shards.errors import IntegrityError
+from shards.fact import Fact
 from shards.files import replace_file
+from shards.keys import public_pem, read_signing_key
 from shards.lineage import Checkpoint
-from shards.plan import Chain
+from shards.note import LogProof, read_head
+from shards.plan import Chain, SliceStep
+from shards.sparse import prove, prove_all
+from shards.targets import SUPPRESSION_FILE
 from shards.vault import vault_digest
 from shards.workspace import Workspace
 from sisa import __version__
-from sisa.signing import PUBLIC_FILE, sign
-
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE = "urn:sisa:deletion-certificate:v1"
+from sisa.document import CERTIFICATE_TYPE, STATEMENT_TYPE, envelope_digest, write_certificate
+from sisa.erasure import erasure_status
+from sisa.signing import read_envelope, sign
 
 NOT_CLAIMED = (
-    "copies kept elsewhere, backups, or adapters and predictions handed out before",
+    "copies kept elsewhere, backups beyond the declared time, or adapters and predictions handed out before",
     "training runs that were never recorded in this ledger",
     "the same person under another ID, a paraphrase, or a mention inside somebody else's record",
     "what the base model's pretraining data contained",
@@ -37,8 +41,11 @@ NOT_CLAIMED = (
     "that label names and other keys of the recipe were chosen without the deleted records",
     "that a serving process loads the heads named here",
     "what can be inferred by comparing answers from before and after the deletion",
+    "that deletions were chosen independently of what earlier models revealed",
     "physical remanence on storage media: files are rewritten and unlinked (NIST SP 800-88: Clear)",
     "the time, beyond the operator's own clock",
+    "one history for all readers: no independent witness signed the tree heads",
+    "that what was trained is what the slices committed to, unless somebody else replayed it (V3, V4)",
     "equal bits in another environment class than the one named here",
 )
 
@@ -48,30 +55,60 @@ def certificate_path(workspace: Workspace, request_id: str) -> Path:
     return workspace.path / "certificates" / f"{request_id}.json"
 
 
-def certificate_digest(workspace: Workspace, request_id: str) -> str | None:
-    """Plain SHA-256 (hex) of a request's certificate as it lies there, or None."""
-    path = certificate_path(workspace, request_id)
-    return bytes_digest(path.read_bytes()) if path.is_file() else None
-
-
 def issue(workspace: Workspace, request: DeletionRequest, law: Sequence[Check]) -> Path:
-    """Sign the certificate of a completed request and record it; returns its path.
+    """Sign the certificate of a completed request, log it, and write it; returns its path.
 
     Args:
         workspace: whose deletion it is.
         request: the completed request.
         law: the law as it was just asked.
     """
-    envelope = sign(canonical_json(statement(workspace, request, law)), workspace.path / "keys")
-    data = json.dumps(envelope, indent=1).encode() + b"\n"
+    key = read_signing_key(workspace.path / "keys")
+    size = read_head(workspace.ledger.head()).size
+    envelope = sign(canonical_json(statement(workspace, request, law, size)), key)
+    body = {"request_id": request.request_id, "digest": envelope_digest(envelope)}
+    (fact,) = workspace.ledger.append([(kinds.CERTIFICATE, body)])
     path = certificate_path(workspace, request.request_id)
-    replace_file(path, data)
-    workspace.ledger.append([(book.CERTIFICATE, {"request_id": request.request_id, "digest": bytes_digest(data)})])
+    replace_file(path, _file(workspace, envelope, size, fact))
     return path
 
 
-def statement(workspace: Workspace, request: DeletionRequest, law: Sequence[Check]) -> dict[str, Any]:
-    """The in-toto statement of a completed request, from stored artefacts alone."""
+def is_intact(workspace: Workspace, request_id: str, fact: Fact) -> bool:
+    """Does the request's certificate lie there with exactly the bytes that its fact gives it?"""
+    path = certificate_path(workspace, request_id)
+    try:
+        data = path.read_bytes()
+        envelope = parse_json(data)["envelope"]
+        size = read_head(parse_json(read_envelope(envelope).payload)["predicate"]["log"]["head"]).size
+        return envelope_digest(envelope) == fact.body["digest"] and data == _file(workspace, envelope, size, fact)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _file(workspace: Workspace, envelope: Mapping[str, Any], size: int, fact: Fact) -> bytes:
+    """The certificate's file: the envelope, and the proof that its fact is in the log."""
+    note = workspace.ledger.head_after(fact.seq)
+    sealed = read_head(note).size
+    proof = workspace.ledger.prove([fact.seq], sealed)[fact.seq]
+    return write_certificate(
+        envelope,
+        {
+            "created": fact.created,
+            "proof": LogProof(fact.seq - 1, tuple(proof), note).text(),
+            "consistency": _hex(workspace.ledger.consistency(size, sealed)),
+        },
+    )
+
+
+def statement(workspace: Workspace, request: DeletionRequest, law: Sequence[Check], size: int) -> dict[str, Any]:
+    """The in-toto statement of a completed request, from stored artefacts alone.
+
+    Args:
+        workspace: whose deletion it is.
+        request: the completed request.
+        law: the answers to the law.
+        size: facts in the log that the statement rests on.
+    """
     manifest = workspace.book.manifest()
     heads = manifest.heads if manifest is not None else ()
     subjects = [{"name": f"shard-{head.shard}", "digest": {"sha256": head.tensors}} for head in heads]
@@ -80,81 +117,168 @@ def statement(workspace: Workspace, request: DeletionRequest, law: Sequence[Chec
     return {
         "_type": STATEMENT_TYPE,
         "subject": subjects,
-        "predicateType": PREDICATE_TYPE,
-        "predicate": _predicate(workspace, request, law),
+        "predicateType": CERTIFICATE_TYPE,
+        "predicate": _predicate(workspace, request, law, size),
     }
 
 
-def _predicate(workspace: Workspace, request: DeletionRequest, law: Sequence[Check]) -> dict[str, Any]:
+def _predicate(workspace: Workspace, request: DeletionRequest, law: Sequence[Check], size: int) -> dict[str, Any]:
     pinned = workspace.pinned()
-    plan = workspace.plan()
+    found = workspace.book.request(request.request_id)
+    if found is None:
+        raise IntegrityError(f"request {request.request_id} in the ledger", "none", "run `sisa audit --all`")
+    accepted = found[0]
     live = workspace.book.live()
-    manifest = workspace.book.manifest()
-    accepted = next(fact for fact, other in workspace.book.requests() if other.request_id == request.request_id)
-    history = workspace.book.checkpoints()
-    before = {stored.checkpoint.key for stored in history if stored.seq < accepted.seq}
-    purges = [fact for fact in workspace.ledger.facts(book.PURGE) if request.request_id in fact.body["requests"]]
-    erasures = [fact for fact in workspace.ledger.facts(book.ERASURE) if request.request_id in fact.body["requests"]]
+    chains = [_trained(chain, live) for chain in workspace.plan().chains]
+    before = {stored.checkpoint.key for stored in workspace.book.checkpoints() if stored.seq < accepted.seq}
+    erasures = _about(workspace, kinds.ERASURE, request)
+    purges = _about(workspace, kinds.PURGE, request)
     purged = sorted(key for fact in purges for key in fact.body["checkpoints"])
-    environments: list[dict[str, str]] = []
+    handed_out = _handed_out(workspace, purged, accepted)
+    prior, proving = _prior(workspace, request, accepted)
+    manifests = workspace.ledger.facts(kinds.MANIFEST)[-1:]
+    facts = [*workspace.book.signing_keys(), *workspace.ledger.facts(kinds.RECIPE), accepted, *proving]
+    facts += [*erasures, *purges, *manifests]
+    environments = [dict(facts) for facts in sorted({tuple(sorted(live[key].environment.items())) for key in live})]
     return {
         "version": 1,
+        "statement": request.kind,
         "issued": datetime.now(UTC).isoformat(timespec="seconds"),
         "clock": "the operator's",
-        "issuer": {"program": f"sisa {__version__}", "public_key": (workspace.path / "keys" / PUBLIC_FILE).read_text()},
+        "issuer": {
+            "program": f"sisa {__version__}",
+            "code": code_digest(),
+            "public_key": public_pem(read_signing_key(workspace.path / "keys").public_key()).decode(),
+        },
+        "supersedes": next(
+            (fact.body["digest"] for fact in reversed(workspace.book.issued(request.request_id)) if fact.seq <= size),
+            None,
+        ),
+        "log": log_section(workspace, facts, size),
         "request": {
             "id": request.request_id,
             "accepted": accepted.created,
-            "tags": list(request.tags),
-            "tombstones": list(request.tombstones),
+            "targets": request.targets.public(),
+            "suppression": bytes_digest(request.targets.files()[SUPPRESSION_FILE]),
+            "references": request.references,
         },
         "recipe": pinned.digest,
         "keys": pinned.keys,
         "namespace": pinned.namespace,
         "before": request.before,
-        "after": manifest.to_json() if manifest is not None else {},
+        "after": manifests[0].body if manifests else {},
         "impact": request.impact,
         "kept": sorted(key for key in live if key in before),
         "purged": purged,
         "retrained": sorted(key for key in live if key not in before),
-        "lineages": [_lineage(chain, live, environments) for chain in plan.chains],
+        "lineages": [_lineage(shard, steps, live, environments) for shard, steps in enumerate(chains)],
         "environments": environments,
+        "prior": prior,
+        "absence": _absence([step for steps in chains for step in steps], request),
         "records": {
             "surviving": sum(part.records for part in workspace.book.parts()),
             "digest": vault_digest(workspace.survivors()),
         },
-        "erasure": [_action("vault parts", fact.body["digests"], fact.body["method"]) for fact in erasures]
-        + [_action("checkpoints", fact.body["objects"], fact.body["method"]) for fact in purges],
-        "handed_out": [
-            fact.body
-            for fact in workspace.book.derived()
-            if set(fact.body["parents"]) & set(purged) or (fact.body["kind"] == "records" and fact.seq < accepted.seq)
-        ],
+        "erasure": erasure_status(request, accepted, erasures, purges, handed_out)
+        if request.kind != NOT_PRESENT
+        else [],
+        "handed_out": handed_out,
+        "replay": {
+            "recipe": pinned.recipe,
+            "seeds": "HKDF of the seed key for step-seed, shard, chain and slice; see docs/verify-it-yourself.md",
+            "how": "sisa verify CERTIFICATE -w WORKSPACE --replay full, or the fresh run of README.md",
+            "expected": "the tensor digests in lineages",
+        },
         "law": [check.to_json() for check in law],
         "not_claimed": list(NOT_CLAIMED),
     }
 
 
-def _action(what: str, digests: list[str], method: str) -> dict[str, Any]:
-    return {"class": what, "digests": digests, "method": method, "result": "done"}
+def code_digest() -> str:
+    """Digest (hex) of this program's source files."""
+    root = Path(__file__).parent.parent
+    sources = [file for name in ("shards", "orchestration", "sisa") for file in (root / name).rglob("*.py")]
+    return files_digest({file.relative_to(root).as_posix(): bytes_digest(file.read_bytes()) for file in sources})
 
 
-def _lineage(chain: Chain, live: dict[str, Checkpoint], environments: list[dict[str, str]]) -> dict[str, Any]:
-    """One shard's lineage; ``environment`` is an index into the certificate's list."""
-    links = []
+def log_section(workspace: Workspace, facts: Iterable[Fact], size: int) -> dict[str, Any]:
+    """The log as a document rests on it: its head at ``size``, and facts with their inclusion proofs."""
+    chosen = {fact.seq: fact for fact in facts}
+    proofs = workspace.ledger.prove(chosen, size)
+    return {
+        "origin": workspace.book.genesis().body["log"],
+        "head": workspace.ledger.head(size),
+        "facts": [chosen[seq].to_json() | {"proof": _hex(proofs[seq])} for seq in sorted(chosen)],
+    }
+
+
+def _hex(hashes: Iterable[bytes]) -> list[str]:
+    return [value.hex() for value in hashes]
+
+
+def _about(workspace: Workspace, kind: str, request: DeletionRequest) -> list[Fact]:
+    return [fact for fact in workspace.ledger.facts(kind) if request.request_id in fact.body["requests"]]
+
+
+def _trained(chain: Chain, live: Mapping[str, Checkpoint]) -> list[SliceStep]:
+    """The chain up to where it is stored: beyond it a step failed, and the shard is served up to here."""
+    steps: list[SliceStep] = []
     for step in chain.steps:
-        if step.key not in live:  # its training failed; this shard is served up to here
+        if step.key not in live:
             break
-        made = live[step.key]
-        if made.environment not in environments:
-            environments.append(made.environment)
-        links.append(
-            step.link.to_json()
-            | {
-                "tensors": made.tensors,
-                "slice_digest": step.slice_digest,
-                "members": made.members,
-                "environment": environments.index(made.environment),
-            }
-        )
-    return {"shard": chain.shard, "links": links}
+        steps.append(step)
+    return steps
+
+
+def _lineage(
+    shard: int, steps: Sequence[SliceStep], live: Mapping[str, Checkpoint], environments: list[dict[str, str]]
+) -> dict[str, Any]:
+    """One shard's lineage; ``environment`` is an index into the certificate's list."""
+    links = [
+        {
+            "slice": step.link.slice,
+            "chain": step.link.chain,
+            "records": step.link.records,
+            "key": step.key,
+            "root": live[step.key].root,
+            "tensors": live[step.key].tensors,
+            "environment": environments.index(live[step.key].environment),
+        }
+        for step in steps
+    ]
+    return {"shard": shard, "links": links}
+
+
+def _prior(workspace: Workspace, request: DeletionRequest, accepted: Fact) -> tuple[list[dict[str, Any]], list[Fact]]:
+    """For each record that was held: the last committed slice that had it, proven; and those facts."""
+    wanted = {bytes.fromhex(tag) for tag in request.tags}
+    proofs: list[dict[str, Any]] = []
+    facts: list[Fact] = []
+    for fact, made in reversed(workspace.book.commitments()):
+        if not wanted:
+            break
+        if fact.seq > accepted.seq or not made.records:
+            continue
+        leaves = workspace.slice_leaves(made.leaves)
+        for tag in sorted(wanted & leaves.keys()):
+            proof = prove(leaves, tag).to_json()
+            proofs.append({"tag": tag.hex(), "fact": fact.seq, "commitment": leaves[tag].hex(), "proof": proof})
+            facts.append(fact)
+            wanted.discard(tag)
+    return sorted(proofs, key=lambda entry: str(entry["tag"])), facts
+
+
+def _absence(steps: Sequence[SliceStep], request: DeletionRequest) -> dict[str, list[dict[str, str]]]:
+    """For each tag: one absence proof per live slice, in the order of the lineages' links."""
+    tags = [bytes.fromhex(tag) for tag in (*request.tombstones, *request.targets.absent)]
+    proofs = [prove_all(step.leaves, tags) for step in steps]
+    return {tag.hex(): [proof[tag].to_json() for proof in proofs] for tag in tags}
+
+
+def _handed_out(workspace: Workspace, purged: Sequence[str], accepted: Fact) -> list[dict[str, Any]]:
+    """What left the workspace and may hold the records, or come of them."""
+    return [
+        fact.body
+        for fact in workspace.book.derived()
+        if set(fact.body["parents"]) & set(purged) or (fact.body["kind"] == "records" and fact.seq < accepted.seq)
+    ]

@@ -110,6 +110,13 @@ class RunOptions(_Section):
     executor: Literal["ray", "inline"] = Field(default="ray", description="where steps run")
     workers: int = Field(default=2, ge=1, description="worker processes, each with its own copy of the base")
     ray_address: str | None = Field(default=None, description="a running Ray cluster; null starts one on this machine")
+    anchor: str | None = Field(
+        default=None,
+        description="directory or bucket outside the workspace for tree heads and tombstones; null: rollback unnoticed",
+    )
+    backup_days: int | None = Field(
+        default=None, ge=0, description="days after which every backup of this workspace is gone; null: not declared"
+    )
     max_new_tokens: int = Field(default=64, ge=1, description="longest answer that predict generates")
 
     @field_validator("data", mode="before")

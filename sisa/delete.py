@@ -15,21 +15,24 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestration.executor import Executor, SliceTrainer
 from orchestration.reconcile import Reconciled, purge, reconcile, served
-from shards import book
-from shards.deletion import DeletionRequest, subject_tag, tombstones
+from shards import kinds
+from shards.deletion import DELETED, NOT_PRESENT, DeletionRequest, subject_tag, tombstones
 from shards.errors import InputError, LawViolationError, OperationError, UnknownRecordError
 from shards.law import check_law
 from shards.plan import Impact, Plan, difference, make_plan
+from shards.targets import Targets
 from shards.vault import StoredRecord
 from shards.workspace import Workspace
-from sisa.certificate import certificate_digest, certificate_path, issue
+from sisa.certificate import certificate_path, is_intact, issue
+from sisa.hold import refuse_held
+from sisa.people import NOBODY, refer
 from sisa.session import Report, Session, silent
 
 
@@ -80,6 +83,7 @@ class _Target:
     ids: tuple[str, ...]
     missing: tuple[str, ...]
     subjects: tuple[str, ...]
+    absent: tuple[str, ...]
 
 
 def delete(
@@ -90,6 +94,7 @@ def delete(
     request_id: str | None = None,
     dry_run: bool = False,
     ignore_missing: bool = False,
+    who: Mapping[str, str] = NOBODY,
     executor: Executor | None = None,
     trainer: SliceTrainer | None = None,
     report: Report = silent,
@@ -104,12 +109,15 @@ def delete(
         subjects: all records of these subjects.
         request_id: the caller's name for the request; made up if None.
         dry_run: only compute the impact.
-        ignore_missing: leave out IDs and subjects that were never held.
+        ignore_missing: leave out IDs and subjects that were never held; the certificate says that
+            they are not present.
+        who: texts for requester, authoriser, reason and basis; the ledger keeps keyed references.
         executor, trainer: in place of those that the configuration names.
         report: told of every step that ends.
 
     Raises:
         UnknownRecordError: naming the IDs or subjects that were never held; nothing was deleted.
+        HeldError: if a legal hold covers one of the records; the refusal is recorded.
         LockedError: if another process drives the workspace.
         OperationError: if retraining failed; forgetting is done, and the next run continues. What
             holds back another request only is left to its own run, or to ``train``.
@@ -123,14 +131,17 @@ def delete(
         labels_gone = _labels_gone(session.workspace, target.records)
         impact = planned_impact(session.workspace, target.records).to_json()
     else:
-        with session.workspace.driving():
+        with session.driving():
             session.refuse_other_recipe()
             target = _look_up(session, ids, subjects, ignore_missing)
-            _refuse_reused(session.workspace, request_id, target)
+            target = _as_repeated(session.workspace, request_id, target)
             labels_gone = _labels_gone(session.workspace, target.records)
             covering += target.earlier
-            if target.records:
-                covering.append(accept(session.workspace, target.records, target.subjects, request_id))
+            refuse_held(session.workspace, target.records, request_id, who)
+            if target.records or target.absent:
+                references = refer(session.workspace, who)
+                covering.append(accept(session, target.records, target.subjects, target.absent, request_id, references))
+                session.anchor()
             if any(request in covering for request in unfinished_requests(session.workspace)):
                 done = finish_requests(session, executor, trainer, report)
                 if any(request in covering for request in unfinished_requests(session.workspace)):
@@ -168,6 +179,7 @@ def _look_up(session: Session, ids: Sequence[str], subjects: Sequence[str], igno
     earlier: dict[str, DeletionRequest] = {}
     known: list[str] = []
     missing: list[str] = []
+    absent: list[str] = []
     for record_id in dict.fromkeys(ids):
         before = covered.get(workspace.tag(record_id).hex())
         if record_id in by_id:
@@ -176,6 +188,7 @@ def _look_up(session: Session, ids: Sequence[str], subjects: Sequence[str], igno
             earlier[before.request_id] = before
         else:
             missing.append(record_id)
+            absent.append(workspace.tag(record_id).hex())
             continue
         known.append(record_id)
     tags = {subject: subject_tag(workspace.keys, namespace, subject).hex() for subject in subjects}
@@ -199,23 +212,31 @@ def _look_up(session: Session, ids: Sequence[str], subjects: Sequence[str], igno
         ids=tuple(dict.fromkeys(known)),
         missing=tuple(missing),
         subjects=tuple(tag for subject, tag in tags.items() if subject not in missing),
+        absent=tuple(absent),
     )
 
 
-def _refuse_reused(workspace: Workspace, request_id: str | None, target: _Target) -> None:
-    """The same request ID may be repeated for the same records only."""
+def _as_repeated(workspace: Workspace, request_id: str | None, target: _Target) -> _Target:
+    """The target less what earlier requests said already; a request ID may be repeated for the same only."""
+    said = {tag for request in target.earlier for tag in request.targets.absent}
+    target = replace(target, absent=tuple(tag for tag in target.absent if tag not in said))
     if request_id is None:
-        return
+        return target
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", request_id):
         raise InputError("a request ID of up to 128 letters, digits, '-', '_', '.'", repr(request_id), "choose another")
-    if request_id not in {request.request_id for _, request in workspace.book.requests()}:
-        return
-    if target.records or request_id not in {request.request_id for request in target.earlier}:
+    found = workspace.book.request(request_id)
+    if found is None:
+        return target
+    same = found[1]
+    if not target.records and set(target.absent) == set(same.targets.absent) and not same.tags:
+        return replace(target, earlier=(*target.earlier, same), absent=())
+    if target.records or target.absent or same not in target.earlier:
         raise InputError(
             f"a new request, or the records of request {request_id} again",
             f"request {request_id} exists and covers other records",
             "choose another --request-id",
         )
+    return target
 
 
 def planned_impact(workspace: Workspace, records: Sequence[StoredRecord]) -> Impact:
@@ -233,28 +254,53 @@ def _plans(workspace: Workspace, gone: Set[bytes]) -> tuple[Plan, Plan]:
 
 
 def accept(
-    workspace: Workspace, records: Sequence[StoredRecord], subjects: Sequence[str], request_id: str | None
+    session: Session,
+    records: Sequence[StoredRecord],
+    subjects: Sequence[str],
+    absent: Sequence[str],
+    request_id: str | None,
+    references: Mapping[str, str] = NOBODY,
 ) -> DeletionRequest:
     """Make the tombstones durable and roll the served manifest back, in one transaction.
 
     From here on the records are forgotten: nothing served saw them.
+
+    Args:
+        session: an open session that drives the workspace.
+        records: what is to be forgotten; none for a statement that something is not present.
+        subjects: tags (hex) of the subjects named.
+        absent: tags (hex) of IDs asked for and never held.
+        request_id: the caller's name for the request.
+        references: requester, authoriser, reason, basis → keyed reference.
     """
+    workspace = session.workspace
     gone = {stored.tag for stored in records}
     before, plan = _plans(workspace, gone)
     current = workspace.book.manifest()
     namespace = workspace.pinned().namespace
     named = {stored.record.subject for stored in records if stored.record.subject is not None}
     owners = {subject_tag(workspace.keys, namespace, subject).hex() for subject in named}
-    request = DeletionRequest(
-        request_id=request_id or f"req-{uuid.uuid4().hex[:16]}",
+    targets = Targets(
         tags=tuple(sorted(tag.hex() for tag in gone)),
         tombstones=tombstones(records, workspace.keys, namespace),
+        absent=tuple(sorted(absent)),
         subjects=tuple(sorted({*subjects, *owners})),
+        fingerprints=tuple(sorted({stored.fingerprint.hex() for stored in records})),
+    )
+    request = DeletionRequest(
+        request_id=request_id or f"req-{uuid.uuid4().hex[:16]}",
+        kind=DELETED if records else NOT_PRESENT,
+        object=workspace.store.put(targets.files()),
+        targets=targets,
+        references=dict(references),
+        backup_days=session.options.backup_days,
         before={} if current is None else current.to_json(),
         impact=difference(before, plan, workspace.book.live().keys()).to_json(),
     )
-    prefix = served(workspace, plan)
-    workspace.ledger.append([(book.REQUEST, request.to_json()), (book.MANIFEST, prefix.to_json())])
+    facts: list[tuple[str, Mapping[str, Any]]] = [(kinds.REQUEST, request.to_json())]
+    if records:
+        facts.append((kinds.MANIFEST, served(workspace, plan).to_json()))
+    workspace.ledger.append(facts)
     return request
 
 
@@ -264,8 +310,8 @@ def unfinished_requests(workspace: Workspace) -> list[DeletionRequest]:
     return [
         request
         for _, request in workspace.book.requests()
-        if request.request_id not in done
-        or done[request.request_id].body["digest"] != certificate_digest(workspace, request.request_id)
+        if not request.retired
+        and not (request.request_id in done and is_intact(workspace, request.request_id, done[request.request_id]))
     ]
 
 
@@ -316,7 +362,7 @@ def _relearnt(workspace: Workspace, pending: Sequence[DeletionRequest]) -> list[
         return []
     live = workspace.book.live()
     partial = {chain.shard for chain in workspace.plan().chains if any(step.key not in live for step in chain.steps)}
-    return [request for request in pending if not partial & {shard["shard"] for shard in request.impact["shards"]}]
+    return [request for request in pending if not partial & request.shards]
 
 
 def _forget(workspace: Workspace, request_ids: tuple[str, ...]) -> None:
@@ -337,6 +383,6 @@ def _forget(workspace: Workspace, request_ids: tuple[str, ...]) -> None:
             "requests": list(request_ids),
             "method": "rewrite and unlink",
         }
-        workspace.ledger.append([(book.ERASURE, erasure)])
+        workspace.ledger.append([(kinds.ERASURE, erasure), *workspace.recommit(workspace.plan())])
     purge(workspace, frozenset(workspace.book.live()) - frozenset(workspace.plan().steps()), request_ids)
     workspace.sweep()

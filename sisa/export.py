@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from shards import book
+from shards import kinds
 from shards.digest import keyed
 from shards.files import replace_file
 from shards.manifest import Head
@@ -40,4 +40,4 @@ def register_derived(session: Session, kind: str, data: bytes, parents: Sequence
     """
     mark = keyed(session.workspace.keys.fingerprint, "derived", data).hex()
     body = {"kind": kind, "keyed_digest": mark, "parents": [head.checkpoint for head in parents]}
-    session.workspace.ledger.append([(book.DERIVED, body)])
+    session.workspace.ledger.append([(kinds.DERIVED, body)])

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.executor import SliceTrainer
-from shards import book
+from shards import kinds
 from shards.errors import InputError, RecordError
 from shards.layout import Assignment, ShardLayout
+from shards.plan import make_plan
 from shards.records import Incoming, Record, listed, read_records
 from shards.vault import StoredRecord, record_tag
 from sisa.session import Session
@@ -55,7 +56,7 @@ def ingest(
         RecordError: if any record is wrong; nothing is ingested then.
     """
     trainer = trainer or session.trainer()
-    with session.workspace.driving():
+    with session.driving():
         session.workspace.sweep()
         return take_in(session, data, trainer, strict=strict)
 
@@ -131,6 +132,7 @@ def commit(session: Session, new: Sequence[StoredRecord], ingested: Ingested) ->
     places: dict[Assignment, list[StoredRecord]] = defaultdict(list)
     for stored in new:
         places[layout.place(stored.record)].append(stored)
+    plan = make_plan([*workspace.survivors(), *new], layout, recipe.digest)
     parts = workspace.vault.write(places)
     facts: list[tuple[str, dict[str, Any]]] = []
     if workspace.book.pinned() is None:
@@ -141,5 +143,5 @@ def commit(session: Session, new: Sequence[StoredRecord], ingested: Ingested) ->
         "added": [part.to_json() for part in parts],
         "removed": [],
     }
-    facts.append((book.INGEST, body))
-    workspace.ledger.append(facts)
+    facts.append((kinds.INGEST, body))
+    workspace.ledger.append([*facts, *workspace.recommit(plan)])

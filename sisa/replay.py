@@ -85,6 +85,8 @@ def _compared(outcome: Outcome, live: Mapping[str, Checkpoint]) -> tuple[str, st
         difference = environment_difference(stored.environment, made.environment)
         return "", f"not comparable, another environment class: {difference}"
     found = "nothing" if stored is None else stored.tensors
+    if stored is not None and stored.root != made.root:
+        return f"slice {made.link.slice}: its records have root {made.root[:16]}, committed was {stored.root[:16]}", ""
     if found == made.tensors:
         return "", ""
     return f"slice {made.link.slice}: replayed tensors {made.tensors[:16]}, stored {found[:16]}", ""

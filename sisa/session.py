@@ -13,6 +13,7 @@ from orchestration.inline import InlineExecutor
 from orchestration.reconcile import Progress
 from shards.errors import ConfigError, MissingDependencyError, RecipeMismatchError
 from shards.workspace import Workspace
+from sisa.anchoring import bring_up_to_date, refuse_rollback
 from sisa.config import Recipe, RunOptions, parse_overrides, read_settings
 
 if TYPE_CHECKING:
@@ -66,6 +67,23 @@ class Session:
         trainer.prove()
         if self.options.executor == "ray":
             release()  # the workers load their own
+
+    @contextmanager
+    def driving(self) -> Iterator[None]:
+        """Be the workspace's one driver, on a state that is not older than its anchor.
+
+        Raises:
+            LockedError: if another live process drives it.
+            IntegrityError: if the ledger was rolled back.
+        """
+        with self.workspace.driving():
+            refuse_rollback(self.workspace, self.options.anchor)
+            yield
+            self.anchor()
+
+    def anchor(self) -> None:
+        """Tell the anchor, if there is one, what the ledger holds now."""
+        bring_up_to_date(self.workspace, self.options.anchor)
 
     def refuse_other_recipe(self) -> None:
         """Hold the recipe against the pinned one; asked again once a driver has the lock.

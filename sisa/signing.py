@@ -1,83 +1,44 @@
-"""Signing keys and DSSE envelopes (Ed25519, through securesystemslib and cryptography).
-
-The signing key is independent of the root secret, is never copied to another workspace, and can be
-replaced without touching placement.
-"""
+"""DSSE envelopes (Ed25519, through securesystemslib and cryptography)."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from securesystemslib.dsse import Envelope
-from securesystemslib.exceptions import VerificationError
+from securesystemslib.exceptions import FormatError, VerificationError
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from shards.errors import InputError, StorageError
+from shards.digest import canonical_json, parse_json
 
-PRIVATE_FILE = "signing.key"
-PUBLIC_FILE = "signing.pub"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
 
-def create_signing_key(directory: Path) -> None:
-    """Write a fresh key pair; the private half is readable by its owner only."""
-    key = Ed25519PrivateKey.generate()
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    handle = os.open(directory / PRIVATE_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(private)
-    (directory / PUBLIC_FILE).write_bytes(public_pem(key.public_key()))
-
-
-def public_pem(key: Ed25519PublicKey) -> bytes:
-    """A public key as PEM."""
-    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-
-
-def read_public_key(pem: bytes) -> Ed25519PublicKey:
-    """An Ed25519 public key from PEM.
-
-    Raises:
-        InputError: if it is something else.
-    """
-    try:
-        key = serialization.load_pem_public_key(pem)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise InputError("an Ed25519 public key in PEM", str(error), "name the operator's signing.pub") from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise InputError("an Ed25519 public key", type(key).__name__, "name the operator's signing.pub")
-    return key
-
-
-def sign(payload: bytes, directory: Path) -> dict[str, Any]:
-    """A DSSE envelope over ``payload``, signed with the key in ``directory``.
-
-    Raises:
-        StorageError: if the private key cannot be read.
-    """
-    try:
-        private = serialization.load_pem_private_key((directory / PRIVATE_FILE).read_bytes(), password=None)
-    except (OSError, ValueError) as error:
-        raise StorageError(
-            f"a signing key in {directory / PRIVATE_FILE}", str(error), "restore it; certificates need it"
-        ) from error
-    if not isinstance(private, Ed25519PrivateKey):
-        raise StorageError(
-            f"an Ed25519 signing key in {directory / PRIVATE_FILE}",
-            type(private).__name__,
-            "restore the operator's key",
-        )
+def sign(payload: bytes, key: Ed25519PrivateKey) -> dict[str, Any]:
+    """A DSSE envelope (as JSON) over ``payload``."""
     envelope = Envelope(payload, PAYLOAD_TYPE, {})
-    envelope.sign(CryptoSigner(private))
+    envelope.sign(CryptoSigner(key))
     signed: dict[str, Any] = envelope.to_dict()
     return signed
+
+
+def read_envelope(document: dict[str, Any]) -> Envelope:
+    """The envelope that a JSON object spells. Its signatures are not looked at.
+
+    Raises:
+        ValueError: if it is no envelope of ours, or is spelt in another way than it is written.
+    """
+    try:
+        envelope = Envelope.from_dict(parse_json(canonical_json(document)))  # takes its argument apart
+    except (FormatError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no DSSE envelope: {error}") from error
+    if not all(isinstance(keyid, str) for keyid in envelope.signatures):
+        raise ValueError("a key ID that is not text")
+    if envelope.to_dict() != document:  # base64 can spell the same bytes in several ways
+        raise ValueError("the envelope is not spelt as it is when it is written")
+    if envelope.payload_type != PAYLOAD_TYPE:
+        raise ValueError(f"payload type {envelope.payload_type!r}, expected {PAYLOAD_TYPE!r}")
+    return envelope
 
 
 def verify_signature(envelope: Envelope, key: Ed25519PublicKey) -> bool:

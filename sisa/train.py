@@ -71,7 +71,7 @@ def train(
         OperationError: if a step failed; what was finished is kept.
     """
     trainer = trainer or session.trainer()
-    with session.workspace.driving():
+    with session.driving():
         session.workspace.sweep()
         ingested = take_in(session, data, trainer, strict=strict)
         session.workspace.pinned()

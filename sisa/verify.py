@@ -1,207 +1,282 @@
-"""Check a deletion certificate, offline, without torch or ray (a replay needs them).
+"""Check a deletion certificate, offline, without torch, ray or any training code.
 
 What can be checked grows with what is at hand:
 
-    the file              V0  shape and version; V1 lineages hash to their keys
+    the file              V0  shape and limits; V1 log and lineages hang together; V2 absence proofs
     + --public-key        V1  origin
-    + -w WORKSPACE        V1  history and heads on disk; V2 absence from every live training set
+    + --head              V1  freshness: the certified release is still the current one
+    + --receipt, or --tag-key and --id
+                          V2  the tags belong to a record of the reader's
+    + -w WORKSPACE        V1  what is stored bears it out (sisa/verify_workspace.py)
     + --replay affected   V3  the hit shards, trained anew, give the same bits
     + --replay full       V4  so do all shards
 
-Every check is reported as passed, failed or not checked; they are never merged into one word.
+Every check is reported as passed, failed or not checked; they are never merged into one word. How
+to write another verifier: ``docs/verify-it-yourself.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from securesystemslib.dsse import Envelope
-from securesystemslib.exceptions import FormatError
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from shards.book import CHANGING
+from shards import kinds
 from shards.checks import Check, judged, unchecked
-from shards.deletion import DeletionRequest
-from shards.digest import bytes_digest, parse_json
-from shards.errors import InputError, IntegrityError, SisaError
-from shards.law import check_law
-from shards.ledger import Fact
-from shards.lineage import Link, check_chain
+from shards.digest import bytes_digest, canonical_json, keyed, parse_json
+from shards.errors import InputError, SisaError
+from shards.fact import Fact
+from shards.keys import key_commitment, public_pem, read_public_key, read_secret
+from shards.lineage import Link, check_chain, lineage_digest
 from shards.manifest import ModelManifest
-from shards.workspace import Workspace
-from sisa.certificate import PREDICATE_TYPE, STATEMENT_TYPE, statement
-from sisa.signing import PAYLOAD_TYPE, PUBLIC_FILE, read_public_key, verify_signature
+from shards.note import TreeHead, read_head, signed_by
+from shards.sparse import SparseProof, verify_absence, verify_inclusion
+from shards.targets import targets_digest
+from shards.tlog import verify_consistency
+from shards.tlog import verify_inclusion as verify_logged
+from sisa.document import Document, LoggedFact, read_certificate, read_hashes, read_limited, read_receipt
+from sisa.signing import verify_signature
 
 FIELDS = "the certificate's fields fit together"
-READABLE = "certificate and workspace can be read"
-MAX_BYTES = 256 * 2**20
+SHAPE = "the file is a deletion certificate"
+ORIGIN = "it was signed by the operator"
+FRESH = "the certified release is the current one"
+BOUND = "the tags belong to the reader's record"
 
-ReplayScope = Literal["affected", "full"]
-Replayer = Callable[[Workspace, list[int], str], list[Check]]
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the reader has besides the certificate.
+
+    Attributes:
+        public_keys: the operator's keys (PEM files), got by another way than the certificate.
+        receipt: an ingestion receipt of the record in question.
+        tag_key: file with the operator's tag key, for an auditor.
+        record_id: the record in question, with ``tag_key``.
+        head: a tree head got from elsewhere (an anchor, a witness, another reader).
+        extension: what ``sisa log extension`` printed: how that head goes on from the certificate.
+    """
+
+    public_keys: tuple[Path, ...] = ()
+    receipt: Path | None = None
+    tag_key: Path | None = None
+    record_id: str | None = None
+    head: Path | None = None
+    extension: Path | None = None
 
 
-def verify(
-    certificate: Path,
-    *,
-    public_key: Path | None = None,
-    workspace: Path | None = None,
-    replay: ReplayScope | None = None,
-    replayer: Replayer | None = None,
-) -> list[Check]:
-    """Every check of a certificate that the given evidence allows.
-
-    Args:
-        certificate: the file.
-        public_key: the operator's key, got from the operator by another way than this file.
-        workspace: to compare with what is stored.
-        replay: train the hit shards, or all, anew.
-        replayer: does it; required with ``replay``.
+def verify(certificate: Path, evidence: Evidence) -> tuple[Document | None, list[Check]]:
+    """Every check of a certificate that needs no workspace, and the certificate if it could be read.
 
     Raises:
-        InputError: if a file cannot be read, or ``replay`` has no workspace.
+        InputError: if a file cannot be read.
     """
-    data = _read(certificate)
-    if replay is not None and (workspace is None or replayer is None):
-        raise InputError("a workspace to replay", "none", "name it with -w")
+    data = read_limited(certificate)
     try:
-        envelope, predicate, shape = _parse(data)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FormatError) as error:
-        return [judged("V0", "the file is a deletion certificate", [f"{type(error).__name__}: {error}"], "")]
-    if workspace is not None:
-        Workspace.open(workspace).close()  # a wrong path is said as such
-    signature, origin = _signature(envelope, predicate, public_key, workspace)
-    checks = [shape, signature, origin]
-    if signature.outcome == "failed":
-        return [*checks, unchecked("V1", "everything the certificate says", "its signature is not valid")]
-    document = _guarded(lambda: _document(predicate))
-    checks += document
-    if any(check.name in (FIELDS, READABLE) for check in document):
-        return checks
-    checks.append(unchecked("V2", "the tags belong to the requested IDs", "needs the tag key or an ingestion receipt"))
-    if workspace is None:
-        return [*checks, unchecked("V2", "the workspace is as certified", "no workspace given (-w)")]
-    opened = Workspace.open(workspace)
+        document = read_certificate(data)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return None, [judged("V0", SHAPE, [f"{type(error).__name__}: {error}"], "")]
+    pinned = [read_public_key(read_limited(path)) for path in evidence.public_keys]
+    checks = [judged("V0", SHAPE, [], f"{document.predicate['statement']}, {len(data)} bytes")]
     try:
-        stored = _guarded(lambda: _against_workspace(opened, data, predicate))
-        checks += stored
-        if replay is None or replayer is None:
-            checks.append(unchecked("V3", "the training, run anew, gives the same bits", "no --replay asked for"))
-        elif not any(check.name in (FIELDS, READABLE) for check in stored):
-            checks += _replayed(opened, predicate, replay, replayer)
-    finally:
-        opened.close()
-    return checks
-
-
-def _guarded(ask: Callable[[], list[Check]]) -> list[Check]:
-    """The answers, or one failed check if certificate or workspace are too broken to be asked."""
-    try:
-        return ask()
+        checks += [*_signed(document, pinned), *_in_log(document, pinned), *_history(document)]
+        checks += [_fresh(document, evidence), *_absent(document), _bound(document, evidence, pinned)]
+    except InputError:
+        raise
     except SisaError as error:
-        return [judged("V1", READABLE, [f"expected {error.expected}, found {error.found}"], "")]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return [judged("V0", FIELDS, [f"{type(error).__name__}: {error}"], "")]
+        checks.append(judged("V0", FIELDS, [f"expected {error.expected}, found {error.found}"], ""))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        checks.append(judged("V0", FIELDS, [f"{type(error).__name__}: {error}"], ""))
+    return document, checks
 
 
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as handle:
-            data = handle.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"a readable file {path}", str(error.strerror), "check the path") from error
-    if len(data) > MAX_BYTES:
-        raise InputError(f"a certificate of at most {MAX_BYTES} bytes", "a larger file", "check the path")
-    return data
+# -- V1: who signed it --------------------------------------------------------------------------
 
 
-def _parse(data: bytes) -> tuple[Envelope, dict[str, Any], Check]:
-    """The envelope, the predicate in it, and the check of its shape. The signature is not looked at."""
-    envelope = Envelope.from_dict(parse_json(data))  # takes the document apart
-    if envelope.to_dict() != parse_json(data):  # base64 can spell the same bytes in several ways
-        raise ValueError("the envelope is not spelt as it is when it is written")
-    if not all(isinstance(keyid, str) for keyid in envelope.signatures):
-        raise TypeError("a key ID that is not text")
-    if envelope.payload_type != PAYLOAD_TYPE:
-        raise ValueError(f"payload type {envelope.payload_type!r}, expected {PAYLOAD_TYPE!r}")
-    statement = parse_json(envelope.payload)
-    if statement["_type"] != STATEMENT_TYPE:
-        raise ValueError(f"statement type {statement['_type']!r}, expected {STATEMENT_TYPE!r}")
-    if statement["predicateType"] != PREDICATE_TYPE or statement["predicate"]["version"] != 1:
-        raise ValueError(f"predicate {statement['predicateType']!r}, expected {PREDICATE_TYPE!r} version 1")
-    predicate: dict[str, Any] = statement["predicate"] | {"subject": statement["subject"]}
-    _check_fields(predicate)
-    shape = judged("V0", "the file is a deletion certificate", [], f"{PREDICATE_TYPE}, {len(data)} bytes")
-    return envelope, predicate, shape
-
-
-def _check_fields(predicate: dict[str, Any]) -> None:
-    """Are the fields there that the checks read, and of their kinds? What they say is not looked at."""
-    request, heads = predicate["request"], predicate["after"]["heads"]
-    texts = [predicate["recipe"], predicate["keys"], request["id"]]
-    texts += [head[name] for head in heads for name in ("checkpoint", "tensors")]
-    texts += [key for name in ("kept", "purged", "retrained") for key in predicate[name]]
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError("a field that must be text is not")
-    numbers = [entry["shard"] for entry in (*predicate["impact"]["shards"], *predicate["lineages"], *heads)]
-    if not all(isinstance(number, int) for number in numbers):
-        raise TypeError("a shard that is not a number")
-    if not all(len(bytes.fromhex(tag)) == 32 for tag in request["tombstones"]):
-        raise ValueError("a tombstone that is not 32 bytes")
-    read_public_key(str(predicate["issuer"]["public_key"]).encode())
-
-
-def _signature(
-    envelope: Envelope, predicate: dict[str, Any], public_key: Path | None, workspace: Path | None
-) -> tuple[Check, Check]:
+def _signed(document: Document, pinned: Sequence[Ed25519PublicKey]) -> list[Check]:
     """Is it signed, and is it known by whom? A key inside the file shows integrity, never origin."""
-    origin_name = "it was signed by the operator"
-    if public_key is not None:
-        pem = _read(public_key)
-        origin = judged("V1", origin_name, [], f"key {public_key.name}, given by the caller")
-    elif workspace is not None:
-        pem = _read(workspace / "keys" / PUBLIC_FILE)
-        origin = unchecked("V1", origin_name, "the key was taken from the workspace itself (--public-key F)")
-    else:
-        pem = str(predicate["issuer"]["public_key"]).encode()
-        origin = unchecked("V1", origin_name, "the key was taken from the certificate itself (--public-key F)")
-    valid = verify_signature(envelope, read_public_key(pem))
-    problems = [] if valid else ["no signature by this key over these bytes: wrong key, or edited"]
-    signature = judged("V1", "the signature is valid", problems, f"Ed25519, key SHA-256 {bytes_digest(pem)[:16]}")
-    return signature, origin if valid else unchecked("V1", origin_name, "the signature is not valid")
+    name = "the signature is valid"
+    inside = read_public_key(document.predicate["issuer"]["public_key"].encode())
+    key = next((key for key in pinned or [inside] if verify_signature(document.envelope, key)), None)
+    if key is None:
+        problem = "no signature by this key over these bytes: wrong key, or edited"
+        return [judged("V1", name, [problem], ""), unchecked("V1", ORIGIN, "the signature is not valid")]
+    valid = judged("V1", name, [], f"Ed25519, key SHA-256 {bytes_digest(public_pem(key))[:16]}")
+    if not pinned:
+        return [valid, unchecked("V1", ORIGIN, "integrity only, not origin: its own key was used (--public-key F)")]
+    return [valid, judged("V1", ORIGIN, [], "the key was given by the caller")]
 
 
-def _document(predicate: dict[str, Any]) -> list[Check]:
-    """What the certificate's own fields must satisfy together."""
-    after = ModelManifest.from_json(predicate["after"])
-    ends: dict[int, tuple[str, str]] = {}
+def _keys_in_force(facts: Iterable[Fact]) -> list[tuple[int, Ed25519PublicKey]]:
+    """(first fact signed by it, key), oldest first."""
+    named = [fact for fact in facts if fact.kind in (kinds.GENESIS, kinds.KEY)]
+    return [(fact.seq, read_public_key(fact.body["public_key"].encode())) for fact in named]
+
+
+def _key_at(keys: Sequence[tuple[int, Ed25519PublicKey]], size: int) -> Ed25519PublicKey | None:
+    return next((key for seq, key in reversed(keys) if seq <= size), None)
+
+
+# -- V1: the log --------------------------------------------------------------------------------
+
+
+def _in_log(document: Document, pinned: Sequence[Ed25519PublicKey]) -> list[Check]:
+    """Are all facts, and the certificate itself, in one log signed by the operator?"""
+    log, sealed = document.predicate["log"], document.sealed
+    head = read_head(log["head"])
+    facts = document.facts()
+    problems = _unlogged(head, facts)
+    keys = _keys_in_force(logged.fact for logged in facts)
+    problems += _heads_signed(log["origin"], [(log["head"], head)], keys)
+    if document.predicate["issuer"]["public_key"].encode() != _pem(_key_at(keys, head.size)):
+        problems.append("the key that signed it is not the one in force in the log")
+    checks = [judged("V1", "the facts it rests on are in the operator's log", problems, f"{len(facts)} of {head.size}")]
+    name = "the certificate itself is in the log"
+    if sealed is None:
+        return [*checks, judged("V1", name, ["no proof"], "")]
+    later = read_head(sealed.proof.head)
+    body = {"request_id": document.predicate["request"]["id"], "digest": document.digest}
+    sealing = Fact(sealed.proof.index + 1, kinds.CERTIFICATE, body, sealed.created)
+    problems = _heads_signed(log["origin"], [(sealed.proof.head, later)], keys)
+    if not verify_logged(later.root, later.size, sealed.proof.index, sealing.leaf(), sealed.proof.hashes):
+        problems.append("its digest is not where the proof says")
+    if not verify_consistency(head.size, head.root, later.size, later.root, sealed.consistency):
+        problems.append("the tree head beside it does not go on from the one in it")
+    if pinned and not any(signed_by(sealed.proof.head, key) for key in pinned):
+        problems.append("the tree head is not signed by the key given")
+    return [*checks, judged("V1", name, problems, f"fact {sealing.seq} of {later.size}")]
+
+
+def _unlogged(head: TreeHead, facts: Sequence[LoggedFact]) -> list[str]:
+    problems = [
+        f"fact {logged.fact.seq} ({logged.fact.kind}) is not in the log"
+        for logged in facts
+        if not verify_logged(head.root, head.size, logged.fact.seq - 1, logged.fact.leaf(), logged.proof)
+    ]
+    seqs = [logged.fact.seq for logged in facts]
+    if seqs != sorted(set(seqs)):
+        problems.append("facts out of order or twice")
+    if not facts or (facts[0].fact.seq, facts[0].fact.kind) != (1, kinds.GENESIS):
+        problems.append("the log's first fact is not among them")
+    elif facts[0].fact.body["log"] != head.origin:
+        problems.append("the tree head is another log's")
+    return problems
+
+
+def _heads_signed(
+    origin: str, heads: Sequence[tuple[str, TreeHead]], keys: Sequence[tuple[int, Ed25519PublicKey]]
+) -> list[str]:
+    problems = []
+    for note, head in heads:
+        key = _key_at(keys, head.size)
+        if head.origin != origin or key is None or not signed_by(note, key):
+            problems.append(f"tree head {head.size} is not signed by the key in force in this log")
+    return problems
+
+
+def _pem(key: Ed25519PublicKey | None) -> bytes:
+    return b"" if key is None else public_pem(key)
+
+
+# -- V1: what was done --------------------------------------------------------------------------
+
+
+def _one(document: Document, kind: str) -> Fact:
+    found = [logged.fact for logged in document.facts() if logged.fact.kind == kind]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} facts of kind {kind}, expected 1")
+    return found[0]
+
+
+def _bodies(document: Document, kind: str, request_id: str) -> list[dict[str, Any]]:
+    facts = [logged.fact for logged in document.facts() if logged.fact.kind == kind]
+    if any(request_id not in fact.body["requests"] for fact in facts):
+        raise ValueError(f"a fact of kind {kind} that is about another request")
+    return [fact.body for fact in facts]
+
+
+def _history(document: Document) -> list[Check]:
+    """Do the certificate's own fields say what the logged facts say?"""
+    predicate = document.predicate
+    request, request_id = predicate["request"], predicate["request"]["id"]
+    accepted, recipe = _one(document, kinds.REQUEST), _one(document, kinds.RECIPE)
+    told = accepted.body | {"accepted": accepted.created}
+    said = {
+        "request_id": request_id,
+        "accepted": request["accepted"],
+        "kind": predicate["statement"],
+        "object": targets_digest(request["targets"], request["suppression"]),
+        "references": request["references"],
+        "before": predicate["before"],
+        "impact": predicate["impact"],
+    }
+    problems = [f"{name} is not what was accepted" for name, value in said.items() if told[name] != value]
+    pinned = {"digest": predicate["recipe"], "keys": predicate["keys"], "namespace": predicate["namespace"]}
+    pinned["recipe"] = predicate["replay"]["recipe"]
+    problems += [f"{name} is not what was pinned" for name, value in pinned.items() if recipe.body[name] != value]
+    purged = sorted(key for body in _bodies(document, kinds.PURGE, request_id) for key in body["checkpoints"])
+    if purged != predicate["purged"]:
+        problems.append("the purged checkpoints are not those of the logged purges")
+    actions = [seq for item in predicate["erasure"] for seq in item["evidence"].get("facts", ())]
+    removals = (kinds.PURGE, kinds.ERASURE)
+    removed = [logged.fact.seq for logged in document.facts() if logged.fact.kind in removals]
+    if not set(removed) <= set(actions) <= {logged.fact.seq for logged in document.facts()}:
+        problems.append("an erasure without its fact")
+    if predicate["statement"] == "deleted" and not (removed and request["targets"]["tags"]):
+        problems.append("nothing was erased")
+    if not predicate["law"] or any(check["outcome"] == "failed" for check in predicate["law"]):
+        problems.append("it was signed although the law did not hold")
+    if not predicate["not_claimed"]:
+        problems.append("it does not say what is not claimed")
+    said_so = judged("V1", "its fields are what the logged facts say", problems, f"request {request_id}")
+    return [said_so, *_lineages(document)]
+
+
+def _lineages(document: Document) -> list[Check]:
+    """Do the lineages hash to their keys, and to what the logged manifest serves?"""
+    predicate = document.predicate
+    manifest_fact = _one(document, kinds.MANIFEST)
+    after = ModelManifest.from_json(manifest_fact.body)
+    ends: dict[int, tuple[str, str, str, int]] = {}
     keys: set[str] = set()
     problems: list[str] = []
     for lineage in predicate["lineages"]:
-        try:
-            links = [
-                Link.from_json({name: body[name] for name in (*Link.__slots__, "key")}) for body in lineage["links"]
-            ]
-        except IntegrityError as error:
-            problems.append(f"shard {lineage['shard']}: {error.expected}, found {error.found}")
-            continue
+        links = _links(lineage, predicate["recipe"])
+        problems += [
+            f"shard {lineage['shard']}: key {body['key'][:12]} is not the hash of its fields"
+            for link, body in zip(links, lineage["links"], strict=True)
+            if link.key != body["key"]
+        ]
         problems += check_chain(links, predicate["recipe"], lineage["shard"])
         keys |= {link.key for link in links}
+        digest = ""
+        for body in lineage["links"]:
+            environment = predicate["environments"][body["environment"]]
+            digest = lineage_digest(digest, body["key"], body["tensors"], body["root"], environment)
         if links:
-            ends[lineage["shard"]] = (links[-1].key, lineage["links"][-1]["tensors"])
-    lineages = judged("V1", "every lineage is whole and hashes to its keys", problems, f"{len(keys)} checkpoints")
-    heads = {head.shard: (head.checkpoint, head.tensors) for head in after.heads}
+            ends[lineage["shard"]] = (links[-1].key, lineage["links"][-1]["tensors"], digest, len(links))
+    if len({lineage["shard"] for lineage in predicate["lineages"]}) != len(predicate["lineages"]):
+        problems.append("a shard occurs twice")
+    whole = judged("V1", "every lineage is whole and hashes to its keys", problems, f"{len(keys)} checkpoints")
+    heads = {head.shard: (head.checkpoint, head.tensors, head.lineage, head.steps) for head in after.heads}
     wrong = [f"shard {shard}" for shard in heads.keys() | ends.keys() if heads.get(shard) != ends.get(shard)]
-    named = {item["name"]: item["digest"]["sha256"] for item in predicate["subject"]}
-    expected = {"manifest": after.digest} | {f"shard-{shard}": tensors for shard, (_, tensors) in heads.items()}
+    named = {item["name"]: item["digest"]["sha256"] for item in document.subject}
+    expected = {"manifest": after.digest} | {f"shard-{head.shard}": head.tensors for head in after.heads}
     wrong += [name for name in named.keys() | expected.keys() if named.get(name) != expected.get(name)]
-    if after.digest != predicate["after"]["digest"]:
-        wrong.append("manifest digest")
+    if len(document.subject) != len(named) or len(after.heads) != len(heads):
+        wrong.append("a head or subject occurs twice")
+    if after.digest != manifest_fact.body["digest"] or predicate["after"] != manifest_fact.body:
+        wrong.append("manifest")
+    if manifest_fact.seq < _one(document, kinds.REQUEST).seq and predicate["statement"] == "deleted":
+        wrong.append("the manifest is older than the request")
     gone = sorted(set(predicate["purged"]) & keys)
     lost = sorted(keys ^ (set(predicate["kept"]) | set(predicate["retrained"])))
     return [
-        lineages,
-        judged("V1", "heads, subjects and lineages agree", wrong, f"{len(heads)} heads"),
+        whole,
+        judged("V1", "heads, subjects and lineages are those of the logged manifest", wrong, f"{len(heads)} heads"),
         judged(
             "V1",
             "no purged checkpoint is in a served lineage",
@@ -211,169 +286,160 @@ def _document(predicate: dict[str, Any]) -> list[Check]:
     ]
 
 
-def _against_workspace(workspace: Workspace, data: bytes, predicate: dict[str, Any]) -> list[Check]:
-    ledger = _against_ledger(workspace, data, predicate)
-    if any(check.outcome == "failed" for check in ledger):
-        return [*ledger, unchecked("V2", "what the workspace stores", "the ledger does not bear the certificate out")]
-    forgotten = {bytes.fromhex(tag) for tag in predicate["request"]["tombstones"]}
-    checks = [*ledger, _heads_on_disk(workspace, predicate), _absence(workspace, forgotten), _records(workspace)]
-    return checks + [Check("V2", check.name, check.outcome, check.detail) for check in check_law(workspace)]
+def _links(lineage: Mapping[str, Any], recipe: str) -> list[Link]:
+    links: list[Link] = []
+    for body in lineage["links"]:
+        parent = links[-1].key if links else None
+        links.append(Link(recipe, lineage["shard"], body["chain"], body["slice"], parent, body["records"]))
+    return links
 
 
-def _against_ledger(workspace: Workspace, data: bytes, predicate: dict[str, Any]) -> list[Check]:
-    """Is every claim what the ledger's facts say? Nothing is believed because it is signed."""
-    request_id = predicate["request"]["id"]
-    name = "the workspace's ledger names this certificate"
-    issued = workspace.book.issued(request_id)
-    recorded = next((fact for fact in issued if fact.body["digest"] == bytes_digest(data)), None)
-    pinned = workspace.pinned()
-    problems = []
-    if (pinned.digest, pinned.keys) != (predicate["recipe"], predicate["keys"]):
-        problems.append("it is about another recipe or other keys")
-    if recorded is None:
-        problems.append("the ledger does not name these bytes")
-    found = [(fact, request) for fact, request in workspace.book.requests() if request.request_id == request_id]
-    known = judged("V1", name, problems, f"request {request_id}")
-    gone = set(predicate["request"]["tombstones"]) - {tag.hex() for tag in workspace.book.tombstones()}
-    missing = [f"tombstone {tag[:12]} is gone" for tag in sorted(gone)]
-    missing += [] if found else [f"no request {request_id} in the ledger"]
-    tombstones = judged(
-        "V2", "the request's tombstones hold", missing, f"{len(predicate['request']['tombstones'])} tags"
-    )
-    if recorded is None or not found:
-        return [known, tombstones]
-    accepted, request = found[0]
-    return [
-        known,
-        tombstones,
-        _claims(workspace, predicate, accepted, request),
-        _rebuilt(workspace, predicate, recorded, request),
-    ]
+# -- V1: freshness ------------------------------------------------------------------------------
 
 
-def _claims(workspace: Workspace, predicate: dict[str, Any], accepted: Fact, request: DeletionRequest) -> Check:
-    """The claims that hold for good, whatever happened in the workspace since."""
-    facts = {
-        "request": {
-            "id": request.request_id,
-            "accepted": accepted.created,
-            "tags": list(request.tags),
-            "tombstones": list(request.tombstones),
-        },
-        "before": request.before,
-        "impact": request.impact,
-    }
-    problems = [f"{name} is not what was accepted" for name, value in facts.items() if predicate[name] != value]
-    if not request.tags or not set(request.tags) <= set(request.tombstones):
-        problems.append("the request names no record, or one without a tombstone")
-    served = [fact.body for fact, _ in workspace.book.manifests() if fact.seq > accepted.seq]
-    if predicate["after"] not in served:
-        problems.append("the certified heads were never served after the request")
-    tensors = {(stored.checkpoint.key, stored.checkpoint.tensors) for stored in workspace.book.checkpoints()}
-    links = [link for lineage in predicate["lineages"] for link in lineage["links"]]
+def _fresh(document: Document, evidence: Evidence) -> Check:
+    """Does a tree head got from elsewhere go on from the certificate's, without another release?"""
+    if evidence.head is None or document.sealed is None:
+        return unchecked("V1", FRESH, "no tree head from elsewhere was given (--head F)")
+    note = read_limited(evidence.head).decode(errors="replace")
+    try:
+        later = read_head(note)
+    except ValueError as error:
+        raise InputError(f"a signed tree head in {evidence.head}", str(error), "see `sisa log head`") from error
+    seal = read_head(document.sealed.proof.head)
+    keys = _keys_in_force(logged.fact for logged in document.facts())
+    extension: dict[str, Any] = {"consistency": [], "facts": []}
+    if evidence.extension is not None:
+        extension = parse_json(read_limited(evidence.extension))
+    elif later.size != seal.size:
+        return unchecked("V1", FRESH, f"{later.size} facts then, {seal.size} here: give --extension F")
+    facts = [LoggedFact.from_json(fact) for fact in extension["facts"]]
+    keys += _keys_in_force(logged.fact for logged in facts)
+    problems = _heads_signed(seal.origin, [(note, later)], keys)
+    if not verify_consistency(seal.size, seal.root, later.size, later.root, read_hashes(extension["consistency"])):
+        problems.append(f"tree head {later.size} does not go on from tree head {seal.size}: another history")
     problems += [
-        f"checkpoint {link['key'][:12]} never had these tensors" for link in links if _trained(link) not in tensors
+        f"fact {logged.fact.seq} is not in the log"
+        for logged in facts
+        if not verify_logged(later.root, later.size, logged.fact.seq - 1, logged.fact.leaf(), logged.proof)
     ]
-    lawful = predicate["law"] and all(check["outcome"] != "failed" for check in predicate["law"])
-    if not predicate["not_claimed"] or not lawful:
-        problems.append("it lacks what is not claimed, or was signed although the law did not hold")
+    if problems:
+        return judged("V1", FRESH, problems, "")
+    if [logged.fact.seq for logged in facts] != list(range(seal.size + 1, later.size + 1)):
+        return unchecked("V1", FRESH, "the log goes on from it; not every later fact is shown")
+    releases = [logged.fact for logged in facts if logged.fact.kind == kinds.MANIFEST]
+    others = [fact.seq for fact in releases if fact.body["digest"] != document.predicate["after"]["digest"]]
     return judged(
-        "V1", "its claims are the ledger's facts", problems, f"{len(request.tags)} records, {len(links)} steps"
+        "V1", FRESH, [f"fact {seq} serves another release" for seq in others], f"as of fact {later.size} of the log"
     )
 
 
-def _trained(link: dict[str, Any]) -> tuple[str, str]:
-    return link["key"], link["tensors"]
+# -- V2: absence --------------------------------------------------------------------------------
 
 
-def _rebuilt(workspace: Workspace, predicate: dict[str, Any], recorded: Fact, request: DeletionRequest) -> Check:
-    """While nothing has changed since, the whole certificate follows from what is stored."""
-    name = "the certificate, derived anew from what is stored, is the same"
-    if recorded != workspace.book.issued(request.request_id)[-1]:
-        return unchecked("V1", name, "it was issued again since, after the operator's copy was lost")
-    later = [fact for fact in workspace.ledger.facts(*CHANGING) if fact.seq > recorded.seq]
-    if later:
-        return unchecked("V1", name, f"the workspace has moved on since ({len(later)} later facts)")
+def _absent(document: Document) -> list[Check]:
+    """Are the tags in none of the slices that the served heads were trained on, and were they before?"""
+    predicate = document.predicate
+    targets, absence = predicate["request"]["targets"], predicate["absence"]
+    links = [(lineage["shard"], link) for lineage in predicate["lineages"] for link in lineage["links"]]
+    wanted = {*targets["tombstones"], *targets["absent"]}
+    expected = sum(head["steps"] for head in predicate["after"].get("heads", []))
+    problems = [f"tag {tag[:12]} has no proofs, or was not asked for" for tag in sorted(wanted ^ absence.keys())]
+    if expected != len(links):
+        problems.append(f"{len(links)} slices, the manifest has {expected}")
+    if not set(targets["tags"]) <= set(targets["tombstones"]) or not wanted:
+        problems.append("no record is named, or one has no tombstone")
+    for tag, proofs in absence.items():
+        if len(proofs) != len(links):
+            problems.append(f"tag {tag[:12]} has {len(proofs)} proofs for {len(links)} slices")
+            continue
+        problems += [
+            f"tag {tag[:12]} is not shown to be absent from shard {shard}, slice {link['slice']}"
+            for (shard, link), proof in zip(links, proofs, strict=True)
+            if not verify_absence(bytes.fromhex(link["root"]), bytes.fromhex(tag), SparseProof.from_json(proof))
+        ]
+    name = "the records are in no slice that the served heads were trained on"
+    return [judged("V2", name, problems, f"{len(wanted)} tags, {len(links)} slices"), _was_there(document)]
+
+
+def _was_there(document: Document) -> Check:
+    """Was something really removed? Each tag was in a slice committed to before the request."""
+    predicate = document.predicate
+    name = "the deleted records had been committed to before"
+    tags = set(predicate["request"]["targets"]["tags"])
+    if not tags:
+        return unchecked("V2", name, "no record was held; this is a statement of absence")
+    accepted = _one(document, kinds.REQUEST)
+    slices = {logged.fact.seq: logged.fact for logged in document.facts() if logged.fact.kind == kinds.SLICE}
+    problems = [f"tag {tag[:12]} is not" for tag in sorted(tags ^ {entry["tag"] for entry in predicate["prior"]})]
+    for entry in predicate["prior"]:
+        fact = slices.get(entry["fact"])
+        tag, commitment = bytes.fromhex(entry["tag"]), bytes.fromhex(entry["commitment"])
+        if fact is None or fact.seq > accepted.seq:
+            problems.append(f"tag {entry['tag'][:12]}: no slice committed to before the request")
+        elif not verify_inclusion(
+            bytes.fromhex(fact.body["root"]), tag, commitment, SparseProof.from_json(entry["proof"])
+        ):
+            problems.append(
+                f"tag {entry['tag'][:12]} was not in the slice of fact {fact.seq}"
+            )
+    return judged("V2", name, problems, f"{len(tags)} records, {len(slices)} slices")
+
+
+# -- V2: whose record ---------------------------------------------------------------------------
+
+
+def _bound(document: Document, evidence: Evidence, pinned: Sequence[Ed25519PublicKey]) -> Check:
+    """Do the tags belong to the record that the reader means?"""
+    if evidence.receipt is not None:
+        return _bound_by_receipt(document, read_limited(evidence.receipt), pinned)
+    if evidence.tag_key is not None:
+        return _bound_by_key(document, read_secret(evidence.tag_key), evidence.record_id or "")
+    return unchecked("V2", BOUND, "needs an ingestion receipt (--receipt F) or the tag key (--tag-key F --id ID)")
+
+
+def _bound_by_key(document: Document, key: bytes, record_id: str) -> Check:
+    """An auditor makes the tag anew, with the key that the log's first fact commits to."""
+    genesis = document.facts()[0].fact
+    if genesis.body["keys"]["tag"] != key_commitment("tag", key):
+        return judged("V2", BOUND, ["this is not the tag key that the log commits to"], "")
+    targets, namespace = document.predicate["request"]["targets"], document.predicate["namespace"]
+    tags = {*targets["tombstones"], *targets["absent"]}
+    made = [keyed(key, "tag", namespace, record_id, version).hex() for version in range(1, len(tags) + 1)]
+    problems = [] if tags & set(made) else ["the certificate is about other records than this ID"]
+    return judged("V2", BOUND, problems, "the tag was made anew from the ID with the committed tag key")
+
+
+def _bound_by_receipt(document: Document, data: bytes, pinned: Sequence[Ed25519PublicKey]) -> Check:
+    """The receipt's holder knows record and salt: they open the commitment that the tag stood for."""
     try:
-        document = statement(workspace, request, ())
-    except SisaError as error:
-        return judged("V1", name, [f"it cannot be derived: expected {error.expected}, found {error.found}"], "")
-    anew = document["predicate"] | {"subject": document["subject"]}
-    different = sorted(key for key in anew.keys() | predicate.keys() if anew.get(key) != predicate.get(key))
-    # When, by which version, and how the law put its evidence may differ; the law is asked below.
-    told = [key for key in different if key not in ("issued", "issuer", "law")]
-    return judged("V1", name, [f"{key} differs" for key in told], f"{len(anew)} fields")
-
-
-def _heads_on_disk(workspace: Workspace, predicate: dict[str, Any]) -> Check:
-    """Tensors on disk, hashed now, against the certificate; a shard that moved on is not compared."""
-    name = "heads on disk are the heads certified"
-    certified = ModelManifest.from_json(predicate["after"])
-    current = workspace.book.manifest()
-    live = workspace.book.live()
-    problems, compared, moved = [], 0, []
-    if current is None or current.generation < certified.generation:
-        served = "nothing" if current is None else f"manifest {current.generation}"
-        problems.append(f"{served} is served, certified was manifest {certified.generation}")
-    for head in certified.heads:
-        now = current.head(head.shard) if current is not None else None
-        if current is not None and current.generation > certified.generation and (now is None or now != head):
-            moved.append(head.shard)
-            continue
-        compared += 1
-        if head.checkpoint not in live:
-            problems.append(f"shard {head.shard}: checkpoint {head.checkpoint[:12]} is not stored")
-            continue
-        try:
-            found = workspace.stored_tensors(live[head.checkpoint])
-        except IntegrityError as error:
-            problems.append(f"shard {head.shard}: expected {error.expected}, found {error.found}")
-            continue
-        if found != head.tensors:
-            problems.append(f"shard {head.shard}: tensors {found[:16]} on disk, certified {head.tensors[:16]}")
-    later = f"; superseded by manifest {current.generation} for shards {moved}" if moved and current else ""
-    if not problems and not compared and moved:
-        return unchecked("V1", name, later.removeprefix("; "))
-    return judged("V1", name, problems, f"{compared} heads{later}")
-
-
-def _absence(workspace: Workspace, forgotten: set[bytes]) -> Check:
-    name = "the deleted records are in no live training set"
-    visible = workspace.visible_sets()
-    live = workspace.book.live()
-    problems = [
-        f"checkpoint {key[:12]} saw a deleted record" for key in live if visible.get(key, forgotten) & forgotten
-    ]
-    return judged("V2", name, problems, f"{len(live)} live checkpoints")
-
-
-def _records(workspace: Workspace) -> Check:
-    """Do the records held now hash to the keys of what is served?"""
-    name = "the surviving records hash to the served checkpoints' keys"
-    try:
-        plan = workspace.plan()
-    except IntegrityError as error:
-        return judged("V2", name, [f"{error.expected}: {error.found}"], "")
-    manifest = workspace.book.manifest()
-    served = {head.shard: head.checkpoint for head in manifest.heads} if manifest is not None else {}
-    steps = plan.steps()
-    problems = [
-        f"shard {shard}: {key[:12]} is not what its records give" for shard, key in served.items() if key not in steps
-    ]
-    waiting = [chain.shard for chain in plan.chains if chain.head and served.get(chain.shard) != chain.head.key]
-    if not problems and waiting:
-        return unchecked("V2", name, f"records of shards {waiting} still wait to be trained (`sisa train`)")
-    return judged("V2", name, problems, f"{len(served)} heads, {len(steps)} steps")
-
-
-def _replayed(workspace: Workspace, predicate: dict[str, Any], scope: ReplayScope, replayer: Replayer) -> list[Check]:
-    """Train shards anew: those that the ledger says the request hit, or every shard there is."""
-    level, everything = ("V3" if scope == "affected" else "V4"), [chain.shard for chain in workspace.plan().chains]
-    hit = [
-        shard["shard"]
-        for _, request in workspace.book.requests()
-        if request.request_id == predicate["request"]["id"]
-        for shard in request.impact["shards"]
-    ]
-    checks = replayer(workspace, hit if scope == "affected" else everything, level)
-    return checks or [judged(level, "the training, run anew, gives the same bits", ["no shard to replay"], "")]
+        receipt = read_receipt(data)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            "an ingestion receipt", f"{type(error).__name__}: {error}", "name a file of `sisa receipt`"
+        ) from error
+    said = receipt.predicate
+    head = read_head(said["log"]["head"])
+    facts = receipt.facts()
+    keys = _keys_in_force(logged.fact for logged in document.facts())
+    signer = _key_at(keys, head.size)
+    problems = _unlogged(head, facts) + _heads_signed(
+        document.predicate["log"]["origin"], [(said["log"]["head"], head)], keys
+    )
+    trusted = [*pinned, signer] if signer is not None and pinned else [signer]
+    if not any(key is not None and verify_signature(receipt.envelope, key) for key in trusted):
+        problems.append("the receipt is not signed by the operator")
+    slices = [logged.fact for logged in facts if logged.fact.kind == kinds.SLICE]
+    tag, commitment = bytes.fromhex(said["tag"]), bytes.fromhex(said["commitment"])
+    if len(slices) != 1 or not verify_inclusion(
+        bytes.fromhex(slices[0].body["root"]), tag, commitment, SparseProof.from_json(said["proof"])
+    ):
+        problems.append("the receipt's tag is not in the slice that it names")
+    if keyed(bytes.fromhex(said["salt"]), "commitment", canonical_json(said["record"])) != commitment:
+        problems.append("the receipt's commitment is not to the record in it")
+    prior = {entry["tag"]: entry["commitment"] for entry in document.predicate["prior"]}
+    if said["tag"] not in prior:
+        problems.append("the certificate is about other records than the receipt")
+    elif prior[said["tag"]] != said["commitment"]:
+        problems.append("the certificate removes another content than the receipt is for")
+    return judged("V2", BOUND, problems, f"receipt for record {said['record'].get('id')!r}")

@@ -17,13 +17,12 @@ from typing import Any
 
 from orchestration.executor import Fit, Lesson
 from shards.digest import digest, tensor_digest
-from shards.keys import create_root
+from shards.keys import create_root, create_signing_key
 from shards.records import Record, make_content
 from shards.vault import StoredRecord
 from shards.workspace import CONFIG_FILE, WEIGHTS_FILE, Workspace
 from sisa.config import Recipe, RunOptions
 from sisa.session import Session
-from sisa.signing import create_signing_key
 
 ROOT = bytes(range(32))
 ENVIRONMENT = {"machine": "toy"}

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from shards import book
+from shards import kinds
 from shards.workspace import Workspace
 from sisa.delete import unfinished_requests
 from tests.exactness.conftest import Trainery
@@ -40,7 +40,7 @@ def checkpoint_facts(workspace: Path) -> int:
     """How many checkpoint facts the ledger holds, read as any other process would."""
     connection = sqlite3.connect(f"file:{workspace / 'ledger.sqlite'}?mode=ro", uri=True, timeout=30)
     try:
-        (count,) = connection.execute("SELECT COUNT(*) FROM facts WHERE kind = ?", (book.CHECKPOINT,)).fetchone()
+        (count,) = connection.execute("SELECT COUNT(*) FROM facts WHERE kind = ?", (kinds.CHECKPOINT,)).fetchone()
     finally:
         connection.close()
     return int(count)

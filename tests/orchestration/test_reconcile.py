@@ -12,7 +12,7 @@ import pytest
 from orchestration.executor import ChainOrder, Outcome, SliceTrainer
 from orchestration.inline import InlineExecutor
 from orchestration.reconcile import Progress, Reconciled, publish, purge, reconcile, restart_foreign, served
-from shards import book
+from shards import kinds
 from shards.errors import EnvironmentMismatchError, StepFailedError
 from shards.law import check_law
 from sisa.ingest import ingest
@@ -146,7 +146,7 @@ def test_a_purge_takes_a_head_out_of_service_in_the_same_transaction(session: Se
     manifest = workspace.book.manifest()
     assert manifest is not None
     assert manifest.heads == done.manifest.heads[1:]
-    (receipt,) = workspace.ledger.facts(book.PURGE)
+    (receipt,) = workspace.ledger.facts(kinds.PURGE)
     assert receipt.body == {
         "checkpoints": [gone.checkpoint],
         "objects": [files],
@@ -161,7 +161,7 @@ def test_a_purge_takes_a_head_out_of_service_in_the_same_transaction(session: Se
 def test_purging_nothing_writes_no_fact(session: Session) -> None:
     run(session)
     purge(session.workspace, frozenset({"f" * 64}), ())
-    assert session.workspace.ledger.facts(book.PURGE) == []
+    assert session.workspace.ledger.facts(kinds.PURGE) == []
 
 
 def test_what_is_served_is_the_unbroken_run_of_stored_steps(session: Session) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestration.inline import InlineExecutor
-from shards import book, lock
+from shards import kinds, lock
 from shards.book import Book
 from shards.errors import IntegrityError
 from shards.law import check_law, lineage
@@ -74,18 +74,18 @@ def test_at_rest_every_check_passes(session: Session) -> None:
 def serve_a_head_that_saw_it(workspace: Workspace) -> None:
     stale = purged(workspace)
     manifest = ModelManifest.of(99, workspace.pinned().digest, [Head(0, stale.key, stale.tensors)])
-    workspace.ledger.append([(book.MANIFEST, manifest.to_json())])
+    workspace.ledger.append([(kinds.MANIFEST, manifest.to_json())])
 
 
 def serve_a_head_that_nobody_knows(workspace: Workspace) -> None:
     manifest = ModelManifest.of(99, workspace.pinned().digest, [Head(0, "f" * 64, "f" * 64)])
-    workspace.ledger.append([(book.MANIFEST, manifest.to_json())])
+    workspace.ledger.append([(kinds.MANIFEST, manifest.to_json())])
 
 
 def record_a_checkpoint_that_saw_it(workspace: Workspace) -> None:
     stale = purged(workspace)
     workspace.store.put({"x": b"x"})
-    workspace.ledger.append([(book.CHECKPOINT, stale.to_json())])
+    workspace.ledger.append([(kinds.CHECKPOINT, stale.to_json())])
 
 
 def leave_a_purged_checkpoints_files(workspace: Workspace) -> None:
@@ -125,26 +125,26 @@ def purge_an_ancestor(workspace: Workspace) -> None:
     assert parent is not None
     files = workspace.book.live()[parent].files
     body = {"checkpoints": [parent], "objects": [files], "requests": [], "method": "unlink"}
-    workspace.ledger.append([(book.PURGE, body)])
+    workspace.ledger.append([(kinds.PURGE, body)])
     workspace.store.purge(files)
 
 
 def serve_other_tensors_than_recorded(workspace: Workspace) -> None:
     made = head(workspace)
     manifest = ModelManifest.of(99, workspace.pinned().digest, [Head(0, made.key, "0" * 64)])
-    workspace.ledger.append([(book.MANIFEST, manifest.to_json())])
+    workspace.ledger.append([(kinds.MANIFEST, manifest.to_json())])
 
 
 def record_other_tensors(workspace: Workspace) -> None:
     """The object is whole, and is not what the fact says."""
     made = next(made for made in workspace.book.live().values() if made.key != head(workspace).key)
-    workspace.ledger.append([(book.CHECKPOINT, replace(made, tensors="0" * 64).to_json())])
+    workspace.ledger.append([(kinds.CHECKPOINT, replace(made, tensors="0" * 64).to_json())])
 
 
 def serve_another_recipes_lineage(workspace: Workspace) -> None:
     pinned = workspace.pinned()
     body = {"recipe": pinned.recipe, "digest": "0" * 64, "keys": pinned.keys, "namespace": pinned.namespace}
-    workspace.ledger.append([(book.RECIPE, body)])
+    workspace.ledger.append([(kinds.RECIPE, body)])
 
 
 def record_that_less_was_seen(workspace: Workspace) -> None:
@@ -152,7 +152,7 @@ def record_that_less_was_seen(workspace: Workspace) -> None:
     made = head(workspace)
     less = pack_tags(sorted(workspace.trained_tags(made.seen))[1:])
     shorter = replace(made, seen=workspace.store.put({SEEN_FILE: less}))
-    workspace.ledger.append([(book.CHECKPOINT, shorter.to_json())])
+    workspace.ledger.append([(kinds.CHECKPOINT, shorter.to_json())])
     workspace.sweep()
 
 
@@ -205,7 +205,7 @@ def test_a_checkpoint_without_its_parents_fact_is_failure(session: Session) -> N
     orphan["link"]["parent"] = "e" * 64
     orphan["link"].pop("key")
     link = type(head(session.workspace).link)(**orphan["link"])
-    session.workspace.ledger.append([(book.CHECKPOINT, orphan | {"link": link.to_json()})])
+    session.workspace.ledger.append([(kinds.CHECKPOINT, orphan | {"link": link.to_json()})])
     assert {EVIDENCE, STORED, PLANNED} <= failing(session.workspace)
 
 

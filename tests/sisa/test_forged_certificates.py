@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestration.inline import InlineExecutor
-from shards import book
+from shards import kinds
 from shards.checks import Check
 from shards.digest import bytes_digest, canonical_json
 from shards.errors import RecipeMismatchError
@@ -64,7 +64,7 @@ def forge(session: Session, change: Forgery) -> None:
     document["subject"] = names
     data = json.dumps(sign(canonical_json(document), workspace.path / "keys")).encode()
     certificate_path(workspace, "req").write_bytes(data)
-    workspace.ledger.append([(book.CERTIFICATE, {"request_id": "req", "digest": bytes_digest(data)})])
+    workspace.ledger.append([(kinds.CERTIFICATE, {"request_id": "req", "digest": bytes_digest(data)})])
 
 
 def test_an_honest_certificate_passes_whole(session: Session) -> None:
@@ -182,7 +182,7 @@ def test_a_signed_certificate_that_lacks_a_field_fails_without_a_traceback(sessi
     assert document["predicate"].pop(field) is not None
     data = json.dumps(sign(canonical_json(document), workspace.path / "keys")).encode()
     certificate_path(workspace, "req").write_bytes(data)
-    workspace.ledger.append([(book.CERTIFICATE, {"request_id": "req", "digest": bytes_digest(data)})])
+    workspace.ledger.append([(kinds.CERTIFICATE, {"request_id": "req", "digest": bytes_digest(data)})])
     assert "failed" in outcomes(session).values()
 
 

@@ -1,0 +1,139 @@
+"""Holding a workspace against its anchor, and bringing the anchor up to date.
+
+An old backup of a workspace is whole in itself: its log verifies. That it is old shows only where
+something outside remembers more. The anchor remembers the newest signed tree head and the
+tombstones, so that a restored backup is noticed before anything is served, and later deletions can
+be applied again (``sisa/recover.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shards.anchor import Anchor, inside
+
+from shards import kinds
+from shards.checks import Check, judged, unchecked
+from shards.digest import canonical_json, parse_json
+from shards.errors import ConfigError, IntegrityError, SisaError
+from shards.fact import Fact
+from shards.keys import read_public_key
+from shards.note import TreeHead, read_head, signed_by
+from shards.tlog import tree_hash
+from shards.workspace import Workspace
+
+NAME = "the ledger is not older than its anchor"
+
+
+def open_anchor(workspace: Workspace, location: str) -> Anchor:
+    """The anchor of a workspace.
+
+    Raises:
+        ConfigError: if it lies inside the workspace, where a restored backup would bring it along.
+    """
+    if inside(location, workspace.path):
+        raise ConfigError("an anchor outside the workspace", location, "choose a place that backups do not restore")
+    return Anchor(location, workspace.book.genesis().body["log"])
+
+
+def anchored_head(anchor: Anchor) -> TreeHead | None:
+    """The head last anchored.
+
+    Raises:
+        IntegrityError: if what lies there is no tree head.
+    """
+    note = anchor.head()
+    try:
+        return None if note is None else read_head(note)
+    except ValueError as error:
+        raise IntegrityError("a signed tree head in the anchor", str(error), "see docs/backups.md") from error
+
+
+def rollback(workspace: Workspace, anchor: Anchor) -> str:
+    """What the anchor knows and the ledger does not; empty if the ledger goes on from there."""
+    head = anchored_head(anchor)
+    if head is None:
+        return ""
+    leaves = workspace.ledger.leaves()
+    keys = [read_public_key(fact.body["public_key"].encode()) for fact in workspace.book.signing_keys()]
+    if head.origin != workspace.book.genesis().body["log"]:
+        return f"the anchor belongs to another log, {head.origin}"
+    if len(leaves) < head.size:
+        return f"the ledger has {len(leaves)} facts, the anchored head covers {head.size}: an older state was restored"
+    if tree_hash(leaves[: head.size]) != head.root:
+        return f"the first {head.size} facts are not those that were anchored: history was rewritten"
+    if not any(signed_by(anchor.head() or "", key) for key in keys):
+        return "the anchored head is not signed by a key of this log"
+    return ""
+
+
+def refuse_rollback(workspace: Workspace, location: str | None) -> None:
+    """Serve and change nothing on a state older than what is anchored.
+
+    Raises:
+        IntegrityError: if the ledger was rolled back or rewritten.
+    """
+    if location is None:
+        return
+    problem = rollback(workspace, open_anchor(workspace, location))
+    if problem:
+        raise IntegrityError(
+            f"a ledger that goes on from its anchor in {location}",
+            problem,
+            "run `sisa recover`, which applies all later deletions again (docs/backups.md)",
+        )
+
+
+def check_anchor(workspace: Workspace, location: str | None) -> Check:
+    """The question as ``audit --all`` and ``verify`` put it."""
+    if location is None:
+        return unchecked("law", NAME, "no anchor is configured, so a restored backup would go unnoticed")
+    try:
+        problem = rollback(workspace, open_anchor(workspace, location))
+    except SisaError as error:
+        return judged("law", NAME, [f"{error.expected}: {error.found}"], "")
+    return judged("law", NAME, [problem] if problem else [], location)
+
+
+def bring_up_to_date(workspace: Workspace, location: str | None) -> None:
+    """Anchor every request in force and the newest head; what is there already is left alone."""
+    if location is None:
+        return
+    anchor = open_anchor(workspace, location)
+    known = anchor.requests()
+    retired = workspace.book.retired()
+    for fact, _ in anchored_requests(anchor) if retired else ():
+        if fact.body["request_id"] in retired:
+            anchor.remove_request(_name(fact))
+    for fact, request in workspace.book.requests():
+        name = _name(fact)
+        if name not in known and not request.retired:
+            files = {name: data.decode() for name, data in request.targets.files().items()}
+            anchor.put_request(name, canonical_json({"fact": fact.to_json(), "targets": files}))
+    note = workspace.ledger.head()
+    if anchor.head() != note:
+        anchor.put_head(note)
+
+
+def anchored_requests(anchor: Anchor) -> list[tuple[Fact, dict[str, bytes]]]:
+    """Every anchored request: its fact, and the files of what it is about, in their order.
+
+    Raises:
+        IntegrityError: if one is damaged.
+    """
+    requests: list[tuple[Fact, dict[str, bytes]]] = []
+    for name, data in anchor.requests().items():
+        try:
+            document: dict[str, Any] = parse_json(data)
+            fact = Fact(**document["fact"])
+            files = {file: text.encode() for file, text in document["targets"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IntegrityError(f"an anchored request in {name}", str(error), "see docs/backups.md") from error
+        if fact.kind != kinds.REQUEST or name != _name(fact):
+            raise IntegrityError(f"an anchored request in {name}", f"another fact, {fact.kind}", "see docs/backups.md")
+        requests.append((fact, files))
+    return requests
+
+
+def _name(fact: Fact) -> str:
+    return f"{fact.seq:012d}-{fact.leaf().hex()[:16]}.json"

@@ -1,0 +1,101 @@
+"""What became of every class of artefact that may have held a deleted record.
+
+Status is ``done``, ``scheduled`` (with a date) or ``out of scope``; methods are in the words of NIST
+SP 800-88 Rev. 2. Unlinking a file is at best Clear on a file system, and less on copy-on-write
+storage or flash; nothing here claims more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from shards.deletion import DeletionRequest
+from shards.fact import Fact
+
+CLEAR = "Clear (NIST SP 800-88): unlinked through the file system"
+REWRITTEN = "Clear (NIST SP 800-88): rewritten without the record, the old file unlinked"
+CRYPTOGRAPHIC = "Clear (NIST SP 800-88): the salt that opens the commitment is destroyed with the record"
+NEVER_WRITTEN = "none needed: nothing of this class is ever written to storage"
+NONE = "none"
+
+
+def erasure_status(
+    request: DeletionRequest,
+    accepted: Fact,
+    erasures: Sequence[Fact],
+    purges: Sequence[Fact],
+    handed_out: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Class, status, method and evidence of every artefact class.
+
+    Args:
+        request: the request.
+        accepted: its fact.
+        erasures, purges: facts that removed records and checkpoints for it.
+        handed_out: what left the workspace before, by digest.
+    """
+    vault = {"facts": [fact.seq for fact in erasures], "parts": _listed(erasures, "digests")}
+    checkpoints = {"facts": [fact.seq for fact in purges], "objects": _listed(purges, "objects")}
+    return [
+        _class("records in the vault (Parquet parts)", "done", REWRITTEN, vault),
+        _class("salts of content commitments", "done", CRYPTOGRAPHIC, vault),
+        _class("slice checkpoints from the first hit slice on, adapters included", "done", CLEAR, checkpoints),
+        _class(
+            "optimizer, scheduler and random state; order files; tokenised, packed and cached data; activations",
+            "done",
+            NEVER_WRITTEN,
+            {"why": "order and seeds are functions of keys and IDs; the rest lives in a step's memory"},
+        ),
+        _class(
+            "ledger database, its free pages and journal",
+            "done",
+            NEVER_WRITTEN,
+            {"why": "holds keyed tags' digests and commitments only; secure_delete is on"},
+        ),
+        _class(
+            "Ray objects, spilled objects and worker logs",
+            "done",
+            NEVER_WRITTEN,
+            {"why": "task arguments and results are checkpoint keys, digests and facts"},
+        ),
+        _class(
+            "temporary files, half-written objects, replay scratch",
+            "done",
+            CLEAR,
+            {"why": "swept before signing; the law's check of strays is among the self-checks"},
+        ),
+        _class(
+            "predictions, exports of records and models handed out before",
+            "out of scope",
+            NONE,
+            {"handed_out": [item["keyed_digest"] for item in handed_out], "why": "recipients must be told (Art. 19)"},
+        ),
+        _backups(request, accepted),
+        _class(
+            "the tombstone: keyed tags and content fingerprints",
+            "out of scope",
+            NONE,
+            {"why": "kept so that the record does not come back, until `sisa tombstones --retire`"},
+        ),
+        _class("memory, swap, crash dumps, file system journals and snapshots", "out of scope", NONE, {}),
+        _class("copies held by third parties", "out of scope", NONE, {}),
+    ]
+
+
+def _class(what: str, status: str, method: str, evidence: dict[str, Any]) -> dict[str, Any]:
+    return {"class": what, "status": status, "method": method, "evidence": evidence}
+
+
+def _backups(request: DeletionRequest, accepted: Fact) -> dict[str, Any]:
+    what = "backups and replicas of the workspace"
+    if request.backup_days is None:
+        return _class(what, "out of scope", NONE, {"why": "the operator declares no time after which they are gone"})
+    until = datetime.fromisoformat(accepted.created) + timedelta(days=request.backup_days)
+    evidence = {"declared_days": request.backup_days, "why": "a restored backup has all later deletions applied again"}
+    return _class(what, "scheduled", "expiry", evidence) | {"until": until.date().isoformat()}
+
+
+def _listed(facts: Sequence[Fact], name: str) -> list[str]:
+    return sorted(item for fact in facts for item in fact.body[name])
