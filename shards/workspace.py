@@ -2,7 +2,7 @@
 
 DIR/sisa.yaml        the configuration (read by sisa/config.py)
 DIR/keys/            root.key, signing.key (secret), signing.pub
-DIR/vault/           personal data: Parquet parts
+DIR/vault/           personal data: Parquet parts, and the texts behind keyed references
 DIR/store/           checkpoints and what they saw, content-addressed
 DIR/ledger.sqlite    facts, no personal data
 DIR/certificates/    one signed certificate a deletion
