@@ -32,15 +32,16 @@ class Keyring:
     placement: bytes = field(repr=False)
     fingerprint: bytes = field(repr=False)
     seed: bytes = field(repr=False)
+    reference: bytes = field(repr=False)
 
     @classmethod
     def from_root(cls, root: bytes) -> Keyring:
-        """Derive the four keys of a root secret."""
+        """Derive the keys of a root secret."""
         return cls(*(derive(root, f"key/{name}") for name in cls.__slots__))
 
     def commitment(self) -> str:
         """Digest (hex) that pins these keys without revealing them."""
-        return digest("keyring", self.tag, self.placement, self.fingerprint, self.seed).hex()
+        return digest("keyring", *(getattr(self, name) for name in self.__slots__)).hex()
 
     def commitments(self) -> dict[str, str]:
         """Key name → digest (hex): whoever is shown one key can check that it is the one committed to."""

@@ -12,6 +12,7 @@ from shards import kinds, lock
 from shards.checks import Check, judged, unchecked
 from shards.errors import IntegrityError
 from shards.lineage import Checkpoint, check_chain
+from shards.vault import KEPT
 from shards.workspace import Workspace
 
 
@@ -131,7 +132,7 @@ def _objects(workspace: Workspace) -> Check:
 
 def _strays(workspace: Workspace, *, driving: bool) -> Check:
     name = "nothing is stored that no fact names"
-    known = {part.file for part in workspace.book.parts()}
+    known = KEPT | {part.file for part in workspace.book.parts()}
     strays = sorted(workspace.store.objects() - workspace.referenced_objects())
     strays += sorted(entry.name for entry in workspace.vault.root.iterdir() if entry.name not in known)
     strays += sorted(entry.name for entry in workspace.leftovers())

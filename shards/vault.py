@@ -18,12 +18,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards import references
 from shards.digest import bytes_digest, canonical_json, digest, file_digest, keyed
 from shards.errors import IntegrityError
 from shards.files import fsync_directory, remove, storage, write_new
 from shards.keys import Keyring
 from shards.layout import Assignment
 from shards.records import Record
+
+# Files beside the parts that no fact names and no sweep removes.
+KEPT = frozenset({references.FILE})
 
 _SCHEMA = pa.schema(
     [
@@ -168,8 +172,8 @@ class Vault:
         return self.write({Assignment(part.shard, part.slice): kept})
 
     def sweep(self, parts: Iterable[Part]) -> list[str]:
-        """Remove every file that is not one of ``parts``; returns the names removed."""
-        known = {part.file for part in parts}
+        """Remove every file that is neither one of ``parts`` nor kept; returns the names removed."""
+        known = KEPT | {part.file for part in parts}
         with storage(f"remove superseded parts in {self.root}"):
             removed = sorted(entry.name for entry in self.root.iterdir() if entry.name not in known)
             for name in removed:

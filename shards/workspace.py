@@ -2,7 +2,7 @@
 
 DIR/sisa.yaml        the configuration (read by sisa/config.py)
 DIR/keys/            root.key, signing.key (secret), signing.pub
-DIR/vault/           personal data: Parquet parts, and the texts behind references
+DIR/vault/           personal data: Parquet parts, and the texts behind keyed references
 DIR/store/           checkpoints, what they saw, leaves of slice trees, targets of requests; content-addressed
 DIR/ledger.sqlite    facts, no personal data; a transparency log with signed tree heads
 DIR/certificates/    one signed certificate a deletion

@@ -16,7 +16,7 @@ NOBODY: Mapping[str, str] = MappingProxyType({})
 
 def references(workspace: Workspace) -> References:
     """The texts behind a workspace's references."""
-    return References(workspace.vault.root / FILE, workspace.keys.tag)
+    return References(workspace.vault.root / FILE, workspace.keys.reference)
 
 
 def refer(workspace: Workspace, said: Mapping[str, str]) -> dict[str, str]:

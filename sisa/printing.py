@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,14 @@ def print_checks(checks: Sequence[Check]) -> None:
         out.print(f"{outcome} {check.level:<3} {check.name}: {escape(check.detail)}")
     counts = report(checks)
     out.print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['not_checked']} not checked")
+
+
+def show_checks(checks: Sequence[Check], *, as_json: bool) -> None:
+    """Print checks for people or for programs; a failed one ends the program with exit code 1."""
+    document = report(checks)
+    print_json(document) if as_json else print_checks(checks)
+    if document["failed"]:
+        sys.exit(1)
 
 
 def print_record(document: dict[str, Any]) -> None:

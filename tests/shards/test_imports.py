@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,8 +63,18 @@ IMPORTS = {name: imported(tree) for name, tree in modules()}
 
 
 def test_the_walk_sees_the_packages() -> None:
-    assert {"shards.digest", "orchestration.reconcile", "sisa.cli"} <= IMPORTS.keys()
+    assert {"shards.digest", "orchestration.reconcile", "sisa.cli", "sisa.commands.flows"} <= IMPORTS.keys()
     assert any(within(name, "shards.digest") for name in IMPORTS["shards.lineage"])
+
+
+def test_every_package_is_listed_for_installation() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for package in PACKAGES
+        for path in (ROOT / package).glob("**/__init__.py")
+    }
+    assert set(project["tool"]["setuptools"]["packages"]) == found
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -16,6 +16,7 @@ from shards.errors import IntegrityError
 from shards.law import check_law, lineage
 from shards.lineage import Checkpoint, pack_tags
 from shards.manifest import Head, ModelManifest
+from shards.references import FILE, References
 from shards.vault import Part
 from shards.workspace import SEEN_FILE, Workspace
 from sisa.delete import accept, delete
@@ -214,6 +215,14 @@ def test_strays_are_not_judged_while_a_live_process_writes(session: Session) -> 
     with lock.exclusive(session.workspace.path / "lock"):
         assert outcomes(session.workspace)[STRAYS] == "not_checked"
     assert outcomes(session.workspace)[STRAYS] == "failed"
+
+
+def test_the_references_in_the_vault_are_no_stray_and_what_lies_beside_them_is(session: Session) -> None:
+    vault = session.workspace.vault.root
+    References(vault / FILE, session.workspace.keys.tag).put("reason", "moved away")
+    assert outcomes(session.workspace)[STRAYS] == "passed"
+    (vault / f"{FILE}.old").touch()
+    assert failing(session.workspace) == {STRAYS}
 
 
 def test_asking_the_law_changes_nothing(session: Session) -> None:

@@ -13,6 +13,7 @@ from shards.errors import IntegrityError, StorageError
 from shards.keys import Keyring
 from shards.layout import Assignment
 from shards.records import Record
+from shards.references import FILE, References
 from shards.vault import Part, StoredRecord, Vault, record_fingerprint, record_tag, vault_digest
 from tests.toy import toy_record
 
@@ -102,6 +103,16 @@ def test_a_sweep_removes_what_is_not_named(vault: Vault) -> None:
     assert vault.sweep(parts[:1]) == sorted([".tmp-half", parts[1].file, "zz"])
     assert [entry.name for entry in vault.root.iterdir()] == [parts[0].file]
     assert vault.sweep(parts[:1]) == []
+
+
+def test_a_sweep_keeps_the_references_and_still_removes_a_stray(vault: Vault) -> None:
+    parts = vault.write({PLACE: RECORDS})
+    references = References(vault.root / FILE, KEYS.tag)
+    name = references.put("reason", "moved away")
+    (vault.root / f"{FILE}.old").touch()
+    assert vault.sweep(parts) == [f"{FILE}.old"]
+    assert references.text(name) == "moved away"
+    assert vault.damaged(parts) == []
 
 
 def test_a_vault_that_cannot_be_written_is_a_storage_error(memory_path: Path) -> None:

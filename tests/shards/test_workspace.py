@@ -11,6 +11,7 @@ import pytest
 from orchestration.inline import InlineExecutor
 from shards.errors import InputError, LockedError, RecipeMismatchError, StorageError
 from shards.keys import ROOT_FILE
+from shards.references import FILE, References
 from shards.workspace import Workspace
 from sisa.delete import accept
 from sisa.session import Session
@@ -97,6 +98,15 @@ def test_a_sweep_keeps_what_a_fact_names_and_removes_the_rest(session: Session) 
     (workspace.vault.root / "stray.parquet").touch()
     assert sorted(workspace.sweep()) == sorted([stray, "stray.parquet"])
     assert (workspace.store.objects(), {entry.name for entry in workspace.vault.root.iterdir()}) == before
+
+
+def test_a_sweep_keeps_the_texts_of_references(session: Session) -> None:
+    workspace = session.workspace
+    references = References(workspace.vault.root / FILE, workspace.keys.tag)
+    name = references.put("reason", "moved away")
+    (workspace.vault.root / "stray.json").touch()
+    assert workspace.sweep() == ["stray.json"]
+    assert references.text(name) == "moved away"
 
 
 def test_intact_checkpoints_are_those_whose_tensors_and_evidence_are_as_recorded(session: Session) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from shards import errors
+from shards.checks import judged, unchecked
 from sisa import __version__, status
 from sisa.cli import cli
 from sisa.config import Settings, write_settings
+from sisa.printing import show_checks
 from tests.flows.helpers import refused, sisa
 from tests.toy import toy_recipe, toy_session
 
@@ -70,6 +72,16 @@ def test_a_defect_is_shown_whole_and_is_not_taken_for_a_failed_check(
     assert outcome.code == 3
     assert "Traceback" in outcome.err
     assert "ZeroDivisionError" in outcome.err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_one_failed_check_is_exit_code_1_and_none_is_0(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    good = [judged("V0", "a", [], "fine"), unchecked("V1", "b", "no key")]
+    show_checks(good, as_json=as_json)
+    with pytest.raises(SystemExit) as left:
+        show_checks([*good, judged("V2", "c", ["bad"], "")], as_json=as_json)
+    assert left.value.code == 1
+    assert capsys.readouterr().out.count('"failed": 1' if as_json else "1 failed") == 1
 
 
 def test_the_workspace_and_json_options_follow_every_command_that_has_them() -> None:

@@ -1,0 +1,8 @@
+"""The commands of the command line: each a few lines over a public function.
+
+    options  what several commands are told alike
+    flows    the work: init, ingest, train, predict, delete, export, status, demo
+    proof    the questions: verify, audit
+
+Each imports what it runs only when it runs: the program starts quickly, and without torch.
+"""

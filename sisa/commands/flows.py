@@ -1,0 +1,221 @@
+"""The commands that do the work, from an empty directory to what is handed out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+
+from shards.errors import OperationError
+from sisa.commands.options import FILE, LINES, json_option, running_options, set_option, workspace_option
+from sisa.printing import err, out, print_deleted, print_ingested, print_json, print_status
+from sisa.session import open_session
+
+
+@click.command()
+@click.argument("directory", type=FILE)
+@click.option("--task", type=click.Choice(["classification", "causal-lm"]), help="What the model learns.")
+@click.option("--base-model", help="Directory or hub ID; classification defaults to the packaged encoder.")
+@click.option("--data", multiple=True, type=FILE, help="Records (.jsonl, .csv, .parquet) to register; repeatable.")
+@click.option("--shards", type=int, help="Shards (S).")
+@click.option("--slices", type=int, help="Slices per shard and generation (R).")
+@click.option("--keys-from", type=FILE, help="Take keys and recipe from this workspace (never its signing key).")
+@set_option
+@json_option
+def init(
+    directory: Path,
+    task: str | None,
+    base_model: str | None,
+    data: tuple[Path, ...],
+    shards: int | None,
+    slices: int | None,
+    keys_from: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Make a workspace in DIRECTORY; registers data files and ingests nothing."""
+    from sisa.config import parse_overrides
+    from sisa.initialise import initialise
+
+    values = parse_overrides(overrides)
+    values |= {name: value for name, value in (("shards", shards), ("slices", slices)) if value is not None}
+    settings = initialise(directory, task=task, base_model=base_model, data=data, keys_from=keys_from, values=values)
+    if as_json:
+        print_json({"workspace": str(directory.resolve()), "recipe_digest": settings.recipe.digest})
+        return
+    recipe = settings.recipe
+    where = escape(str(directory))
+    out.print(f"Made workspace [bold]{where}[/]: {recipe.shards} shards x {recipe.slices} slices, {recipe.task}.")
+    out.print(f"Every key is explained in {where}/sisa.yaml. Next: [bold]sisa train -w {where}[/]")
+
+
+@click.command()
+@workspace_option
+@click.option("--data", multiple=True, type=FILE, help="Files to read instead of the registered ones; repeatable.")
+@click.option("--strict", is_flag=True, help="Refuse records that were deleted instead of leaving them out.")
+@set_option
+@json_option
+def ingest(workspace: Path, data: tuple[Path, ...], strict: bool, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Take in new records, train nothing."""
+    from sisa.ingest import ingest as run
+
+    with open_session(workspace, overrides) as session:
+        done = run(session, data, strict=strict)
+    print_json(done.to_json()) if as_json else print_ingested(done.to_json())
+
+
+@click.command()
+@workspace_option
+@click.option("--data", multiple=True, type=FILE, help="Files to read instead of the registered ones; repeatable.")
+@click.option("--strict", is_flag=True, help="Refuse records that were deleted instead of leaving them out.")
+@click.option("--restart-shards", is_flag=True, help="Begin unfinished shards of another environment class anew.")
+@running_options
+@set_option
+@json_option
+def train(
+    workspace: Path,
+    data: tuple[Path, ...],
+    strict: bool,
+    restart_shards: bool,
+    running: dict[str, Any],
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Ingest what is new, then train what is missing; run again after an interruption."""
+    from sisa.progress import progress_bar
+    from sisa.train import train as run
+
+    with open_session(workspace, overrides, **running) as session, progress_bar(err, "training") as bar:
+        done = run(session, data, strict=strict, restart_shards=restart_shards, report=bar)
+    document = done.to_json()
+    if as_json:
+        print_json(document)
+        return
+    print_ingested(document["ingested"])
+    out.print(
+        f"Trained {document['steps_trained']} slice steps; serving manifest {document['manifest_generation']} "
+        f"([dim]{document['manifest_digest'][:16]}[/])."
+    )
+
+
+@click.command()
+@workspace_option
+@click.option("--text", help="One input: a text to label, or a prompt.")
+@click.option("--input", "source", type=LINES, help="JSONL with an optional id on each line; - is stdin.")
+@click.option("--output", type=FILE, help="Write here instead of stdout; the file is registered for audits.")
+@set_option
+@json_option
+def predict(
+    workspace: Path, text: str | None, source: Any, output: Path | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Label texts, or answer prompts: one JSON line a record, with --json too."""
+    from shards.files import replace_file
+    from sisa.export import register_derived
+    from sisa.predict import predict as run
+    from sisa.predict import read_inputs
+
+    del as_json  # the output is JSON either way
+    if (text is None) == (source is None):
+        raise click.UsageError("give either --text or --input")
+    with open_session(workspace, overrides) as session:
+        task = session.recipe.task
+        inputs = read_inputs(source if text is None else [json.dumps({"text": text})], task)
+        heads = [head for head, _ in session.workspace.book.served()]
+        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in run(session, inputs))
+        if output is None:
+            click.echo(lines, nl=False)
+            return
+        if heads != [head for head, _ in session.workspace.book.served()]:
+            raise OperationError("the same heads served throughout", "a swap meanwhile", "run the same command again")
+        register_derived(session, "predictions", lines.encode(), heads)
+        replace_file(output, lines.encode())
+
+
+@click.command()
+@workspace_option
+@click.option("--id", "ids", multiple=True, help="Record ID; repeatable.")
+@click.option("--ids-file", type=LINES, help="One record ID a line; - is stdin.")
+@click.option("--subject", "subjects", multiple=True, help="All records of this subject; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be purged and retrained.")
+@click.option("--ignore-missing", is_flag=True, help="Leave out IDs that were never held.")
+@click.option("--request-id", help="Your name for the request; made up without it.")
+@click.option("--certificate", type=FILE, help="Copy the signed certificate here.")
+@running_options
+@set_option
+@json_option
+def delete(
+    workspace: Path,
+    ids: tuple[str, ...],
+    ids_file: Any,
+    subjects: tuple[str, ...],
+    dry_run: bool,
+    ignore_missing: bool,
+    request_id: str | None,
+    certificate: Path | None,
+    running: dict[str, Any],
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Delete records: forget at once, retrain the hit shards, certify."""
+    from shards.files import replace_file
+    from sisa.delete import delete as run
+    from sisa.progress import progress_bar
+
+    listed = [line.rstrip("\r\n") for line in ids_file] if ids_file else []
+    everything = [*ids, *filter(None, listed)]
+    with open_session(workspace, overrides, **running) as session, progress_bar(err, "retraining") as bar:
+        done = run(
+            session,
+            everything,
+            subjects,
+            request_id=request_id,
+            dry_run=dry_run,
+            ignore_missing=ignore_missing,
+            report=bar,
+        )
+    if certificate is not None and done.certificate is not None:
+        replace_file(certificate.resolve(), done.certificate.read_bytes())
+    if as_json:
+        print_json(done.to_json())
+    else:
+        print_deleted(done.to_json(), dry_run=dry_run)
+
+
+@click.command()
+@workspace_option
+@click.option("--records", type=FILE, required=True, help="Write the surviving records here (JSONL).")
+@json_option
+def export(workspace: Path, records: Path, as_json: bool) -> None:
+    """Hand out the surviving records, with generation and version, for a fresh run elsewhere."""
+    from sisa.export import export_records
+
+    with open_session(workspace) as session:
+        count = export_records(session, records.resolve())
+    print_json({"records": count, "file": str(records.resolve())}) if as_json else out.print(
+        f"Wrote {count} records to {escape(str(records))}. It is personal data."
+    )
+
+
+@click.command()
+@workspace_option
+@set_option
+@json_option
+def status(workspace: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Shards, slices, served heads with digests, requests, storage."""
+    from sisa.status import status as run
+
+    with open_session(workspace, overrides) as session:
+        document = run(session)
+    print_json(document) if as_json else print_status(document)
+
+
+@click.command()
+@click.option("--directory", type=FILE, help="Keep the demo's files here instead of a temporary directory.")
+def demo(directory: Path | None) -> None:
+    """The whole story on invented customers, no input needed (about two minutes)."""
+    from sisa.demo import run
+
+    run(out, directory)

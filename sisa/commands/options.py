@@ -1,0 +1,50 @@
+"""Options that several commands have, spelled and explained in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+Command = Callable[..., None]
+FILE = click.Path(path_type=Path)
+LINES = click.File("r", encoding="utf-8")
+
+
+def workspace_option(command: Command) -> Command:
+    """``-w``, the workspace; the current directory unless given."""
+    return click.option(
+        "-w", "--workspace", type=FILE, default=Path(), show_default="current directory", help="Workspace directory."
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """``--json``, handed on as ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(command)
+
+
+def set_option(command: Command) -> Command:
+    """``--set``, handed on as ``overrides``."""
+    return click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of sisa.yaml; repeatable."
+    )(command)
+
+
+def running_options(command: Command) -> Command:
+    """Options of every command that runs slice steps, handed on together as ``running``."""
+
+    @wraps(command)
+    def packed(executor: str | None, workers: int | None, ray_address: str | None, **arguments: Any) -> None:
+        running = {"executor": executor, "workers": workers, "ray_address": ray_address}
+        command(running=running, **arguments)
+
+    for option in (
+        click.option("--ray-address", help="A running Ray cluster; without it, one is started here."),
+        click.option("--workers", type=click.IntRange(min=1), help="Worker processes."),
+        click.option("--executor", type=click.Choice(["ray", "inline"]), help="Where steps run."),
+    ):
+        packed = option(packed)
+    return packed
