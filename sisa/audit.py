@@ -12,11 +12,13 @@ from __future__ import annotations
 from typing import Any
 
 from shards.book import Stored
-from shards.checks import Check
+from shards.checks import Check, judged
 from shards.deletion import subject_tag
 from shards.errors import InputError
 from shards.law import check_law
 from shards.workspace import Workspace
+from sisa.anchoring import check_anchor
+from sisa.certificate import is_intact
 
 
 def audit_record(workspace: Workspace, record_id: str) -> dict[str, Any]:
@@ -179,6 +181,19 @@ def _described(stored: Stored) -> dict[str, Any]:
     }
 
 
-def audit_everything(workspace: Workspace) -> list[Check]:
-    """The law of the whole workspace."""
-    return check_law(workspace)
+def audit_everything(workspace: Workspace, anchor: str | None) -> list[Check]:
+    """The law of the whole workspace, its log first, and whether it is older than its anchor."""
+    return [*check_law(workspace), check_anchor(workspace, anchor), _certified(workspace)]
+
+
+def _certified(workspace: Workspace) -> Check:
+    """Every certificate lies there as it was signed and logged."""
+    problems = [
+        f"the certificate of request {request.request_id} is missing or altered (`sisa train` issues it again)"
+        for _, request in workspace.book.requests()
+        if request.request_id in workspace.book.certificates()
+        and not request.retired
+        and not is_intact(workspace, request.request_id, workspace.book.certificates()[request.request_id])
+    ]
+    name = "every certificate is the one that was logged"
+    return judged("law", name, problems, f"{len(workspace.book.certificates())} certificates")

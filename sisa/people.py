@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from shards.references import FILE, References
-
 from shards.workspace import Workspace
 
 # What may be said of a request; each is personal or confidential, so the ledger holds references.

@@ -8,6 +8,7 @@ from typing import Any
 
 from shards.digest import parse_json
 from shards.errors import RecordError
+from sisa.anchoring import refuse_rollback
 from sisa.base_model import require_train_extra
 from sisa.session import Session
 
@@ -61,8 +62,10 @@ def predict(session: Session, inputs: list[dict[str, Any]]) -> Iterator[dict[str
 
     Raises:
         InputError: if nothing was trained yet.
+        IntegrityError: if the workspace is older than its anchor: it may serve what was forgotten.
     """
     require_train_extra()
+    refuse_rollback(session.workspace, session.options.anchor)
     from sisa.aggregate import classify, generate
 
     if session.recipe.task == "classification":

@@ -380,9 +380,7 @@ def _was_there(document: Document) -> Check:
         elif not verify_inclusion(
             bytes.fromhex(fact.body["root"]), tag, commitment, SparseProof.from_json(entry["proof"])
         ):
-            problems.append(
-                f"tag {entry['tag'][:12]} was not in the slice of fact {fact.seq}"
-            )
+            problems.append(f"tag {entry['tag'][:12]} was not in the slice of fact {fact.seq}")
     return judged("V2", name, problems, f"{len(tags)} records, {len(slices)} slices")
 
 

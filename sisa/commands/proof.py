@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from shards.checks import Check
-from shards.workspace import Workspace
+from shards.checks import Check, unchecked
 from sisa.commands.options import FILE, json_option, running_options, set_option, workspace_option
 from sisa.printing import err, print_document, print_json, print_record, show_checks
-from sisa.session import open_session
+
+if TYPE_CHECKING:
+    from shards.workspace import Workspace
+    from sisa.document import Document
+
+if TYPE_CHECKING:
+    from shards.workspace import Workspace
+    from sisa.document import Document
 
 
 @click.command()
 @click.argument("certificate", type=FILE)
-@click.option("--public-key", type=FILE, help="The operator's public key (PEM), got from the operator.")
+@click.option("--public-key", "public_keys", multiple=True, type=FILE, help="The operator's key (PEM), got from them.")
+@click.option("--receipt", type=FILE, help="An ingestion receipt: is the certificate about its record?")
+@click.option("--tag-key", type=FILE, help="The operator's tag key, for an auditor; with --id.")
+@click.option("--id", "record_id", help="The record in question, with --tag-key.")
+@click.option("--head", type=FILE, help="A tree head got from elsewhere: is the certified release still current?")
+@click.option("--extension", type=FILE, help="What `sisa log extension` printed for that head.")
 @click.option("-w", "--workspace", type=FILE, help="Compare with this workspace.")
 @click.option("--replay", type=click.Choice(["affected", "full"]), help="Train hit shards, or all, anew and compare.")
 @running_options
@@ -24,25 +35,54 @@ from sisa.session import open_session
 @json_option
 def verify(
     certificate: Path,
-    public_key: Path | None,
+    public_keys: tuple[Path, ...],
+    receipt: Path | None,
+    tag_key: Path | None,
+    record_id: str | None,
+    head: Path | None,
+    extension: Path | None,
     workspace: Path | None,
     replay: Any,
     running: dict[str, Any],
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Check a deletion CERTIFICATE, offline; prints every check and its outcome."""
+    """Check a deletion CERTIFICATE, offline; prints every check and its outcome.
+
+    The file and --public-key suffice for levels V0 to V2; nothing is downloaded.
+    """
+    from sisa.verify import Evidence
     from sisa.verify import verify as run
+
+    if (tag_key is None) != (record_id is None):
+        raise click.UsageError("give --tag-key and --id together")
+    if replay is not None and workspace is None:
+        raise click.UsageError("name the workspace to replay with -w")
+    evidence = Evidence(public_keys, receipt, tag_key, record_id, head, extension)
+    document, checks = run(certificate, evidence)
+    if workspace is None:
+        checks.append(unchecked("V2", "the workspace is as certified", "no workspace given (-w)"))
+    elif document is not None and not any(check.outcome == "failed" for check in checks):
+        checks += _with_workspace(document, workspace, replay, running, overrides)
+    show_checks(checks, as_json=as_json)
+
+
+def _with_workspace(
+    document: Document, path: Path, replay: Any, running: dict[str, Any], overrides: tuple[str, ...]
+) -> list[Check]:
+    from sisa.config import parse_overrides, read_settings
+    from sisa.verify_workspace import verify_against
 
     def replayer(opened: Workspace, shards: list[int], level: str) -> list[Check]:
         from sisa.progress import progress_bar
         from sisa.replay import replay as again
+        from sisa.session import open_session
 
         with open_session(opened.path, overrides, **running) as session, progress_bar(err, "replaying") as bar:
             return again(session.workspace, shards, level, session.executor(), session.trainer(), bar)
 
-    checks = run(certificate, public_key=public_key, workspace=workspace, replay=replay, replayer=replayer)
-    show_checks(checks, as_json=as_json)
+    anchor = read_settings(path, parse_overrides(overrides)).options.anchor
+    return verify_against(document, path, anchor=anchor, replay=replay, replayer=replayer)
 
 
 @click.command()
@@ -51,7 +91,10 @@ def verify(
 @click.option("--subject", help="All records of a subject.")
 @click.option("--shard", type=int, help="A shard: its records and lineage.")
 @click.option("--checkpoint", help="A checkpoint: what it trained and inherited.")
-@click.option("--all", "everything", is_flag=True, help="Ask the law of the whole workspace.")
+@click.option("--all", "everything", is_flag=True, help="Ask the law of the whole workspace, its log first.")
+@click.option("--residue", is_flag=True, help="Search everything stored for --records.")
+@click.option("--records", multiple=True, type=FILE, help="Your own copy of deleted records, with --residue.")
+@set_option
 @json_option
 def audit(
     workspace: Path,
@@ -60,19 +103,24 @@ def audit(
     shard: int | None,
     checkpoint: str | None,
     everything: bool,
+    residue: bool,
+    records: tuple[Path, ...],
+    overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Which shard saw which example? Only reads."""
+    from shards.workspace import Workspace
     from sisa import audit as audits
 
-    asked = [record_id is not None, subject is not None, shard is not None, checkpoint is not None, everything]
-    if sum(asked) != 1:
-        raise click.UsageError("ask one of --id, --subject, --shard, --checkpoint, --all")
-    opened = Workspace.open(workspace)
+    named = [record_id, subject, shard, checkpoint]
+    if sum(value is not None for value in named) + everything + residue != 1:
+        raise click.UsageError("ask one of --id, --subject, --shard, --checkpoint, --all, --residue")
+    if residue != bool(records):
+        raise click.UsageError("give --residue and --records together")
+    opened = Workspace.open(workspace, check=not everything)
     try:
-        if everything:
-            checks = audits.audit_everything(opened)
-            document: dict[str, Any] = {}
+        if everything or residue:
+            checks = _questions(opened, records, overrides)
         elif record_id is not None:
             document = audits.audit_record(opened, record_id)
         elif subject is not None:
@@ -83,7 +131,7 @@ def audit(
             document = audits.audit_checkpoint(opened, str(checkpoint))
     finally:
         opened.close()
-    if everything:
+    if everything or residue:
         show_checks(checks, as_json=as_json)
     elif as_json:
         print_json(document)
@@ -91,3 +139,14 @@ def audit(
         print_record(document)
     else:
         print_document(document)
+
+
+def _questions(opened: Workspace, records: tuple[Path, ...], overrides: tuple[str, ...]) -> list[Check]:
+    """The law, or (with records) the residue scan."""
+    from sisa.audit import audit_everything, audit_residue
+    from sisa.config import parse_overrides, read_settings
+
+    settings = read_settings(opened.path, parse_overrides(overrides))
+    if records:
+        return audit_residue(opened, settings, records)
+    return audit_everything(opened, settings.options.anchor)

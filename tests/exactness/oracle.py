@@ -5,7 +5,7 @@ Every exactness test of the toy trainer asks these two functions and nothing wea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestration.executor import SliceTrainer
@@ -48,8 +48,9 @@ def holdings(session: Session) -> Holdings:
     live = workspace.book.live()
     return Holdings(
         manifest=None if manifest is None or not manifest.heads else manifest.digest,
-        heads=() if manifest is None else manifest.heads,
-        checkpoints=live,
+        # Commitments hold random salts: they differ between workspaces, and nothing else may.
+        heads=() if manifest is None else tuple(replace(head, lineage="") for head in manifest.heads),
+        checkpoints={key: replace(made, root="") for key, made in live.items()},
         tensors={key: tensor_digest(workspace.store.get(made.files)[WEIGHTS_FILE]) for key, made in live.items()},
     )
 
