@@ -283,7 +283,7 @@ def _open(location: str) -> tuple[Any, str]:
             raise _malformed("the URI of a file system that pyarrow knows", f"{location!r}: {error}") from error
     if {"", ".", ".."} & set(base.strip("/").split("/")):
         raise _malformed("a URI that names a bucket and plain directories in it", repr(location))
-    if False:
+    if filesystem.type_name == "s3":
         # Neither a URI nor the environment bounds pyarrow's patience with a silent server, 99 s a
         # request; only the constructor does. Its pickled form tells what the URI came to.
         _, (options,) = filesystem.__reduce__()

@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from shards.digest import derive, digest
 from shards.errors import InputError, StorageError
-from shards.files import replace_file
+from shards.files import fsync_directory, remove, replace_file, storage
 
 ROOT_FILE = "root.key"
 PRIVATE_FILE = "signing.key"
 PUBLIC_FILE = "signing.pub"
+NEXT_FILE = "signing.next"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +119,29 @@ def create_signing_key(directory: Path) -> None:
     (directory / PUBLIC_FILE).write_bytes(public_pem(key.public_key()))
 
 
-def replace_signing_key(directory: Path, key: Ed25519PrivateKey) -> None:
-    """Put another key pair in place of the one there; the old private half is gone then."""
-    replace_file(directory / PRIVATE_FILE, private_pem(key), private=True)
+def write_next_key(directory: Path, private: bytes) -> None:
+    """Keep the next signing key (PEM), durably, until the log names it."""
+    replace_file(directory / NEXT_FILE, private, private=True)
+
+
+def read_next_key(directory: Path) -> Ed25519PrivateKey | None:
+    """The next signing key, if a rotation was begun and not ended."""
+    return _signing_key(directory / NEXT_FILE) if (directory / NEXT_FILE).exists() else None
+
+
+def promote_next_key(directory: Path) -> None:
+    """Put the next signing key in place of the one there; the old private half is gone then."""
+    key = _signing_key(directory / NEXT_FILE)
     replace_file(directory / PUBLIC_FILE, public_pem(key.public_key()))
+    replace_file(directory / PRIVATE_FILE, private_pem(key), private=True)
+    discard_next_key(directory)
+
+
+def discard_next_key(directory: Path) -> None:
+    """Remove a next signing key that the log does not name, or that is in place."""
+    with storage(f"remove {directory / NEXT_FILE}"):
+        if remove(directory / NEXT_FILE):
+            fsync_directory(directory)
 
 
 def read_signing_key(directory: Path) -> Ed25519PrivateKey:
@@ -131,7 +151,10 @@ def read_signing_key(directory: Path) -> Ed25519PrivateKey:
         StorageError: if it cannot be read, or is no Ed25519 key.
         InputError: if others can read it.
     """
-    path = directory / PRIVATE_FILE
+    return _signing_key(directory / PRIVATE_FILE)
+
+
+def _signing_key(path: Path) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(_private(path), password=None)
     except ValueError as error:

@@ -21,6 +21,7 @@ Facts, in the order in which a workspace meets them:
     readmission/1  a deleted record was taken in again, as a new version, because somebody said so
     receipt/1      an ingestion receipt was issued
     retired/1      tombstones were destroyed by retention rule
+    anchor/1       tree heads and tombstones are anchored in another place from here on
     restore/1      an older backup was restored; what the anchor knew of was applied again
     end/1          the namespace's keys were destroyed
 
@@ -48,6 +49,7 @@ DERIVED = "derived/1"
 READMISSION = "readmission/1"
 RECEIPT = "receipt/1"
 RETIRED = "retired/1"
+ANCHOR = "anchor/1"
 RESTORE = "restore/1"
 END = "end/1"
 

@@ -19,13 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from shards import kinds
 from shards.digest import canonical_json, parse_json, tree_leaf
 from shards.errors import IntegrityError, StorageError
 from shards.fact import Fact
-from shards.keys import public_pem, read_public_key
+from shards.keys import read_public_key
 from shards.migrations import migrate
 from shards.note import TreeHead, read_head, sign_head, signed_by
 from shards.tlog import Peaks, consistency_proof, inclusion_proofs
@@ -43,19 +43,32 @@ class _Tree:
         self.leaves: list[bytes] = []
         self.peaks = Peaks()
         self.origin = ""
-        self.keys: list[str] = []
+        self.keys: list[Ed25519PublicKey] = []
 
     def take(self, row: _Row) -> None:
-        """Take in the next fact; its text is hashed as it is stored, canonical or not."""
+        """Take in the next fact; its text is hashed as it is stored, canonical or not.
+
+        Raises:
+            ValueError: if it is not the next one, or no fact.
+        """
         seq, kind, body, created = row
-        named = [canonical_json(value).decode() for value in (created, kind)]
-        text = f'{{"body":{body},"created":{named[0]},"kind":{named[1]},"seq":{seq}}}'
-        self.leaves.append(tree_leaf(text.encode()))
-        self.peaks.append(self.leaves[-1])
-        if kind in (kinds.GENESIS, kinds.KEY):
-            fact = parse_json(body)
-            self.origin = self.origin or fact["log"]
-            self.keys.append(fact["public_key"])
+        if seq != len(self.leaves) + 1:
+            raise ValueError(f"fact {len(self.leaves) + 1} is missing")
+        if (kind == kinds.GENESIS) != (seq == 1):
+            raise ValueError(f"fact {seq} is {kind!r}: a log begins with its genesis, and with nothing else")
+        try:
+            named = [canonical_json(value).decode() for value in (created, kind)]
+            text = f'{{"body":{body},"created":{named[0]},"kind":{named[1]},"seq":{seq}}}'
+            self.leaves.append(tree_leaf(text.encode()))
+            self.peaks.append(self.leaves[-1])
+            if kind in (kinds.GENESIS, kinds.KEY):
+                fact = parse_json(body)
+                self.keys.append(read_public_key(fact["public_key"].encode()))
+            if kind == kinds.GENESIS:
+                self.origin = fact["log"]
+                self.head()  # refuses what cannot name a log
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"fact {seq} is damaged ({error})") from error
 
     def head(self) -> TreeHead:
         """The head over everything taken in."""
@@ -71,7 +84,7 @@ class _Tree:
             return f"its tree head is damaged ({error})"
         if stated != self.head():
             return f"tree head {stated.size} was signed over other facts"
-        if not signed_by(note, read_public_key(self.keys[-1].encode())):
+        if not signed_by(note, self.keys[-1]):
             return f"tree head {stated.size} is not signed by the log's key"
         return ""
 
@@ -100,6 +113,9 @@ class Ledger:
             self._db.execute("PRAGMA journal_mode = DELETE")
             self._db.execute("PRAGMA synchronous = EXTRA")
             self._db.execute("PRAGMA secure_delete = ON")
+            self._db.text_factory = lambda data: data.decode(
+                errors="surrogateescape"
+            )  # damage is found, not stumbled on
             migrate(self._db)
 
     def append(
@@ -137,10 +153,7 @@ class Ledger:
 
     def _catch_up(self) -> None:
         """Take in what is stored and was not read yet; it must be what the last head covers."""
-        for row in self._rows(len(self._tree.leaves)):
-            if row[0] != len(self._tree.leaves) + 1:
-                raise _broken(self.path, f"fact {len(self._tree.leaves) + 1} is missing")
-            self._tree.take(row)
+        self._take(self._rows(len(self._tree.leaves)))
         last = self._db.execute("SELECT note FROM heads ORDER BY size DESC LIMIT 1").fetchone()
         problem = self._tree.refuses(last[0]) if last else "facts without a tree head" if self._tree.leaves else ""
         if problem:
@@ -149,15 +162,21 @@ class Ledger:
     def _sealed(self, rows: Sequence[_Row], key: Ed25519PrivateKey | None) -> str:
         """The signed head after ``rows``, which are taken in."""
         signer = key or self._signing_key()
-        for row in rows:
-            self._tree.take(row)
-        if not self._tree.keys or self._tree.keys[-1].encode() != public_pem(signer.public_key()):
+        self._take(rows)
+        if not self._tree.keys or self._tree.keys[-1] != signer.public_key():
             raise IntegrityError(
                 f"the signing key that the log in {self.path} names last",
                 "another signing key",
-                "restore keys/signing.key, or declare it lost with `sisa key rotate --lost`",
+                "run `sisa key rotate` to finish an interrupted rotation, restore keys/signing.key, or declare it lost",
             )
         return sign_head(self._tree.head(), signer)
+
+    def _take(self, rows: Iterable[_Row]) -> None:
+        try:
+            for row in rows:
+                self._tree.take(row)
+        except ValueError as error:
+            raise _broken(self.path, str(error)) from error
 
     def _rows(self, after: int = 0) -> list[_Row]:
         query = "SELECT seq, kind, body, created FROM facts WHERE seq > ? ORDER BY seq"
@@ -184,23 +203,17 @@ class Ledger:
         A ledger that was rolled back as a whole is whole in itself: only its anchor tells.
         """
         tree = _Tree()
-        with self._errors():
-            self._db.execute("BEGIN")
-            try:
-                rows = self._rows()
-                heads = self._db.execute("SELECT size, note FROM heads ORDER BY size").fetchall()
-            finally:
-                self._db.execute("ROLLBACK")
+        with self._reading():
+            rows = self._rows()
+            heads = self._db.execute("SELECT size, note FROM heads ORDER BY size").fetchall()
         covered = 0
         pending = iter(rows)
         for size, note in heads:
             for row in pending:
-                if row[0] != len(tree.leaves) + 1:
-                    return [f"fact {len(tree.leaves) + 1} is missing"]
                 try:
                     tree.take(row)
-                except (ValueError, KeyError, TypeError) as error:
-                    return [f"fact {row[0]} is damaged ({error})"]
+                except ValueError as error:
+                    return [str(error)]
                 if row[0] == size:
                     break
             problem = tree.refuses(note)
@@ -240,7 +253,7 @@ class Ledger:
 
     def leaves(self) -> list[bytes]:
         """The leaf hashes of all facts, by which proofs are made."""
-        with self._errors():
+        with self._reading():
             self._catch_up()
         return list(self._tree.leaves)
 
@@ -256,6 +269,16 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """One state of the file, whoever appends meanwhile."""
+        with self._errors():
+            self._db.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._db.execute("ROLLBACK")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

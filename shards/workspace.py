@@ -247,8 +247,14 @@ class Workspace:
         return removed
 
     def leftovers(self) -> list[Path]:
-        """Half-written certificates and the scratch of replays, which nothing may outlive."""
-        return [*(self.path / "certificates").glob(f"{TEMPORARY}*"), *self.path.glob(f"{SCRATCH}*")]
+        """Half-written and retired certificates and the scratch of replays, which nothing may outlive."""
+        certificates = self.path / "certificates"
+        retired = [certificates / f"{request_id}.json" for request_id in sorted(self.book.retired())]
+        return [
+            *certificates.glob(f"{TEMPORARY}*"),
+            *(path for path in retired if path.exists()),
+            *self.path.glob(f"{SCRATCH}*"),
+        ]
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from shards.anchor import Anchor, inside
-
 from shards import kinds
+from shards.anchor import Anchor, inside
 from shards.checks import Check, judged, unchecked
-from shards.digest import canonical_json, parse_json
+from shards.digest import bytes_digest, canonical_json, parse_json
 from shards.errors import ConfigError, IntegrityError, SisaError
 from shards.fact import Fact
 from shards.keys import read_public_key
@@ -49,38 +48,53 @@ def anchored_head(anchor: Anchor) -> TreeHead | None:
         raise IntegrityError("a signed tree head in the anchor", str(error), "see docs/backups.md") from error
 
 
-def rollback(workspace: Workspace, anchor: Anchor) -> str:
+def foreign(workspace: Workspace, head: TreeHead) -> bool:
+    """Is the head another log's?"""
+    return bool(head.origin != workspace.book.genesis().body["log"])
+
+
+def rollback(workspace: Workspace, location: str) -> str:
     """What the anchor knows and the ledger does not; empty if the ledger goes on from there."""
-    head = anchored_head(anchor)
-    if head is None:
-        return ""
+    anchor = open_anchor(workspace, location)
+    note, head = anchor.head(), anchored_head(anchor)
+    if note is None or head is None:
+        return "the anchor is empty, and was not when it was last used" if _was_used(workspace, location) else ""
     leaves = workspace.ledger.leaves()
     keys = [read_public_key(fact.body["public_key"].encode()) for fact in workspace.book.signing_keys()]
-    if head.origin != workspace.book.genesis().body["log"]:
+    if foreign(workspace, head):
         return f"the anchor belongs to another log, {head.origin}"
     if len(leaves) < head.size:
         return f"the ledger has {len(leaves)} facts, the anchored head covers {head.size}: an older state was restored"
     if tree_hash(leaves[: head.size]) != head.root:
         return f"the first {head.size} facts are not those that were anchored: history was rewritten"
-    if not any(signed_by(anchor.head() or "", key) for key in keys):
+    if not any(signed_by(note, key) for key in keys):
         return "the anchored head is not signed by a key of this log"
     return ""
+
+
+def _was_used(workspace: Workspace, location: str) -> bool:
+    """Did this log put anything there before? A disk that is not mounted looks like a new place."""
+    return any(fact.body["location"] == _mark(location) for fact in workspace.ledger.facts(kinds.ANCHOR))
+
+
+def _mark(location: str) -> str:
+    return bytes_digest(location.encode())
 
 
 def refuse_rollback(workspace: Workspace, location: str | None) -> None:
     """Serve and change nothing on a state older than what is anchored.
 
     Raises:
-        IntegrityError: if the ledger was rolled back or rewritten.
+        IntegrityError: if the ledger was rolled back or rewritten, or the anchor lost.
     """
     if location is None:
         return
-    problem = rollback(workspace, open_anchor(workspace, location))
+    problem = rollback(workspace, location)
     if problem:
         raise IntegrityError(
             f"a ledger that goes on from its anchor in {location}",
             problem,
-            "run `sisa recover`, which applies all later deletions again (docs/backups.md)",
+            "see docs/backups.md; `sisa recover` applies all later deletions again",
         )
 
 
@@ -89,7 +103,7 @@ def check_anchor(workspace: Workspace, location: str | None) -> Check:
     if location is None:
         return unchecked("law", NAME, "no anchor is configured, so a restored backup would go unnoticed")
     try:
-        problem = rollback(workspace, open_anchor(workspace, location))
+        problem = rollback(workspace, location)
     except SisaError as error:
         return judged("law", NAME, [f"{error.expected}: {error.found}"], "")
     return judged("law", NAME, [problem] if problem else [], location)
@@ -100,6 +114,8 @@ def bring_up_to_date(workspace: Workspace, location: str | None) -> None:
     if location is None:
         return
     anchor = open_anchor(workspace, location)
+    if not _was_used(workspace, location):
+        workspace.ledger.append([(kinds.ANCHOR, {"location": _mark(location)})])
     known = anchor.requests()
     retired = workspace.book.retired()
     for fact, _ in anchored_requests(anchor) if retired else ():

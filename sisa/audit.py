@@ -4,21 +4,26 @@ record      shard, slice, every checkpoint that saw it, everything built on thos
 subject     the same for each of a subject's records
 shard       its records and its lineage
 checkpoint  what it trained, what it inherited, its lineage
-everything  the law
+everything  the law, the anchor, the certificates: the workspace's fsck
+residue     is anything of these deleted records still in the files?
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from shards.book import Stored
 from shards.checks import Check, judged
 from shards.deletion import subject_tag
-from shards.errors import InputError
+from shards.errors import InputError, MissingDependencyError, RecordError
 from shards.law import check_law
+from shards.records import Record, read_records
 from shards.workspace import Workspace
 from sisa.anchoring import check_anchor
 from sisa.certificate import is_intact
+from sisa.config import Settings
 
 
 def audit_record(workspace: Workspace, record_id: str) -> dict[str, Any]:
@@ -197,3 +202,42 @@ def _certified(workspace: Workspace) -> Check:
     ]
     name = "every certificate is the one that was logged"
     return judged("law", name, problems, f"{len(workspace.book.certificates())} certificates")
+
+
+def audit_residue(workspace: Workspace, settings: Settings, files: Sequence[Path]) -> list[Check]:
+    """Search everything stored here, and Ray's directories, for the caller's copy of deleted records.
+
+    Args:
+        workspace: to be searched.
+        settings: its configuration; the tokenizer is asked if the training extra is installed.
+        files: the caller's copy of the deleted records.
+
+    Raises:
+        RecordError: if the copy cannot be read, or names a record that is still held.
+    """
+    from sisa.residue import needles, ray_directories, residue_checks, scan
+
+    recipe = settings.recipe
+    incoming = read_records(files, recipe.task, columns=settings.options.columns, labels=recipe.labels or None)
+    deleted = [item.record for item in incoming]
+    survivors = [stored.record for stored in workspace.survivors()]
+    kept = sorted({record.id for record in deleted} & {record.id for record in survivors})
+    if kept:
+        raise RecordError("deleted records only", f"{len(kept)} that are held", "delete them first, or leave them out")
+    wanted, left_out = needles(deleted, _tokeniser(settings), survivors=survivors)
+    found = scan([workspace.path, *ray_directories()], wanted)
+    return residue_checks(found, wanted, left_out)
+
+
+def _tokeniser(settings: Settings) -> Callable[[Record], Sequence[Sequence[int]]] | None:
+    """How the trainer turns a record into tokens; None without the training extra or the base model."""
+    recipe = settings.recipe
+    try:
+        from sisa.base_model import load_tokenizer, require_train_extra
+        from sisa.encoding import encode
+
+        require_train_extra()
+        tokenizer = load_tokenizer(recipe, settings.options.base_model)
+    except (MissingDependencyError, InputError):
+        return None
+    return lambda record: [encode(record, recipe, tokenizer).tokens]

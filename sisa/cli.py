@@ -15,7 +15,7 @@ import click
 
 from shards.errors import InputError, SisaError, StorageError
 from sisa import __version__
-from sisa.commands import flows, proof
+from sisa.commands import flows, people, proof, trust
 from sisa.printing import err, print_error
 
 _COMMANDS = [
@@ -28,6 +28,14 @@ _COMMANDS = [
     proof.audit,
     flows.status,
     flows.export,
+    trust.receipt,
+    trust.key,
+    trust.log,
+    trust.recover,
+    people.hold,
+    people.refuse,
+    people.letter,
+    people.tombstones,
     flows.demo,
 ]
 

@@ -273,32 +273,39 @@ def accept(
         request_id: the caller's name for the request.
         references: requester, authoriser, reason, basis → keyed reference.
     """
-    workspace = session.workspace
-    gone = {stored.tag for stored in records}
-    before, plan = _plans(workspace, gone)
-    current = workspace.book.manifest()
-    namespace = workspace.pinned().namespace
+    keys, namespace = session.workspace.keys, session.workspace.pinned().namespace
     named = {stored.record.subject for stored in records if stored.record.subject is not None}
-    owners = {subject_tag(workspace.keys, namespace, subject).hex() for subject in named}
+    owners = {subject_tag(keys, namespace, subject).hex() for subject in named}
     targets = Targets(
-        tags=tuple(sorted(tag.hex() for tag in gone)),
-        tombstones=tombstones(records, workspace.keys, namespace),
+        tags=tuple(sorted(stored.tag.hex() for stored in records)),
+        tombstones=tombstones(records, keys, namespace),
         absent=tuple(sorted(absent)),
         subjects=tuple(sorted({*subjects, *owners})),
         fingerprints=tuple(sorted({stored.fingerprint.hex() for stored in records})),
     )
+    request_id = request_id or f"req-{uuid.uuid4().hex[:16]}"
+    return apply(session.workspace, targets, request_id, references, session.options.backup_days)
+
+
+def apply(
+    workspace: Workspace, targets: Targets, request_id: str, references: Mapping[str, str], backup_days: int | None
+) -> DeletionRequest:
+    """The one transaction of :func:`accept`, for targets that are known (a restored backup's too)."""
+    forgotten = {bytes.fromhex(tag) for tag in targets.tombstones}
+    before, plan = _plans(workspace, forgotten)
+    current = workspace.book.manifest()
     request = DeletionRequest(
-        request_id=request_id or f"req-{uuid.uuid4().hex[:16]}",
-        kind=DELETED if records else NOT_PRESENT,
+        request_id=request_id,
+        kind=DELETED if targets.tombstones else NOT_PRESENT,
         object=workspace.store.put(targets.files()),
         targets=targets,
         references=dict(references),
-        backup_days=session.options.backup_days,
+        backup_days=backup_days,
         before={} if current is None else current.to_json(),
         impact=difference(before, plan, workspace.book.live().keys()).to_json(),
     )
     facts: list[tuple[str, Mapping[str, Any]]] = [(kinds.REQUEST, request.to_json())]
-    if records:
+    if targets.tombstones:
         facts.append((kinds.MANIFEST, served(workspace, plan).to_json()))
     workspace.ledger.append(facts)
     return request

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from shards.records import Incoming, Record, listed, read_records
 from shards.vault import StoredRecord, record_tag
 from sisa.session import Session
 
+_COUNTS = ("added", "unchanged", "tombstoned", "truncated", "readmitted")
+
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
@@ -28,6 +30,9 @@ class Ingested:
         tombstoned: left out because they were deleted.
         truncated: taken in, and longer than the recipe's sequence length.
         files_missing: registered files that are not there (any more).
+        same_content: where records were read that were taken in although the same content was deleted
+            under another ID; leaving them out would make the order of requests matter.
+        readmitted: deleted records taken in again as new versions, because the caller said so.
     """
 
     added: int
@@ -35,21 +40,30 @@ class Ingested:
     tombstoned: int
     truncated: int
     files_missing: tuple[str, ...] = ()
+    same_content: tuple[str, ...] = ()
+    readmitted: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As printed."""
-        return asdict(self) | {"files_missing": list(self.files_missing)}
+        return asdict(self) | {"files_missing": list(self.files_missing), "same_content": list(self.same_content)}
 
 
 def ingest(
-    session: Session, data: Sequence[Path] = (), *, strict: bool = False, trainer: SliceTrainer | None = None
+    session: Session,
+    data: Sequence[Path] = (),
+    *,
+    strict: bool = False,
+    readmit: Collection[str] = (),
+    trainer: SliceTrainer | None = None,
 ) -> Ingested:
     """Take in what is new in ``data`` (the registered files if none are named).
 
     Args:
         session: an open session; it becomes the workspace's driver.
         data: files to read.
-        strict: refuse tombstoned records instead of leaving them out.
+        strict: refuse tombstoned records instead of leaving them out, and contents that were deleted
+            under another ID instead of reporting them.
+        readmit: IDs of deleted records to be taken in again, as new versions.
         trainer: examines each record, in place of the one that the configuration names.
 
     Raises:
@@ -58,20 +72,25 @@ def ingest(
     trainer = trainer or session.trainer()
     with session.driving():
         session.workspace.sweep()
-        return take_in(session, data, trainer, strict=strict)
+        return take_in(session, data, trainer, strict=strict, readmit=readmit)
 
 
-def take_in(session: Session, data: Sequence[Path], trainer: SliceTrainer, *, strict: bool) -> Ingested:
+def take_in(
+    session: Session, data: Sequence[Path], trainer: SliceTrainer, *, strict: bool, readmit: Collection[str] = ()
+) -> Ingested:
     """:func:`ingest` for a caller that drives the workspace already."""
     workspace, recipe = session.workspace, session.recipe
     session.refuse_other_recipe()
     files, missing = (list(data), ()) if data else _registered(session)
-    incoming = read_records(files, recipe.task, columns=session.options.columns, labels=recipe.labels or None)
-    forgotten = workspace.book.tombstones()
+    read = read_records(files, recipe.task, columns=session.options.columns, labels=recipe.labels or None)
+    forgotten, deleted_contents = workspace.book.tombstones(), workspace.book.deleted_contents()
     held = {stored.record.id: stored for stored in workspace.survivors()}
     generation = workspace.book.next_generation()
+    wanted = frozenset(readmit) - held.keys()
+    incoming = [_as_new_version(item, session, forgotten) if item.record.id in wanted else item for item in read]
 
     new: list[StoredRecord] = []
+    places: list[str] = []
     problems: list[str] = []
     unchanged = tombstoned = 0
     for item in incoming:
@@ -93,6 +112,14 @@ def take_in(session: Session, data: Sequence[Path], trainer: SliceTrainer, *, st
             if fit.problem:
                 problems.append(f"{item.where}: ID {record.id!r}: {fit.problem}")
             new.append(StoredRecord.of(record, workspace.keys, recipe.namespace, truncated=fit.truncated))
+            places.append(item.where)
+    same_content = tuple(
+        where
+        for stored, where in zip(new, places, strict=True)
+        if stored.fingerprint in deleted_contents and stored.record.id not in wanted
+    )
+    if strict:
+        problems += [f"{where}: this content was deleted under another ID (--strict)" for where in same_content]
     if problems:
         raise RecordError(
             "records that can all be taken in",
@@ -100,9 +127,19 @@ def take_in(session: Session, data: Sequence[Path], trainer: SliceTrainer, *, st
             "mend the lines named; nothing was ingested",
         )
     truncated = sum(stored.truncated for stored in new)
-    ingested = Ingested(len(new), unchanged, tombstoned, truncated, missing)
+    readmitted = sum(after.record != before.record for before, after in zip(read, incoming, strict=True))
+    ingested = Ingested(len(new), unchanged, tombstoned, truncated, missing, same_content, readmitted)
     commit(session, new, ingested)
     return ingested
+
+
+def _as_new_version(item: Incoming, session: Session, forgotten: Set[bytes]) -> Incoming:
+    """A record as the first version of its ID, from the one it declares, that was not deleted."""
+    keys, namespace = session.workspace.keys, session.recipe.namespace
+    version = item.record.version
+    while record_tag(keys, namespace, item.record.id, version) in forgotten:
+        version += 1
+    return replace(item, record=replace(item.record, version=version))
 
 
 def _registered(session: Session) -> tuple[list[Path], tuple[str, ...]]:
@@ -138,10 +175,13 @@ def commit(session: Session, new: Sequence[StoredRecord], ingested: Ingested) ->
     if workspace.book.pinned() is None:
         facts.append(workspace.pin(recipe.to_json(), recipe.digest, recipe.namespace))
     body = {
-        "counts": {name: getattr(ingested, name) for name in ("added", "unchanged", "tombstoned", "truncated")},
+        "counts": {name: getattr(ingested, name) for name in _COUNTS} | {"same_content": len(ingested.same_content)},
         "last_generation": max(stored.record.generation for stored in new),
         "added": [part.to_json() for part in parts],
         "removed": [],
     }
     facts.append((kinds.INGEST, body))
+    if ingested.readmitted:
+        again = sorted(stored.tag.hex() for stored in new if stored.record.version > 1)
+        facts.append((kinds.READMISSION, {"tags": again, "records": ingested.readmitted}))
     workspace.ledger.append([*facts, *workspace.recommit(plan)])

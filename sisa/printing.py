@@ -31,6 +31,10 @@ def print_ingested(counts: dict[str, Any]) -> None:
         f"Took in {counts['added']} records; {counts['unchanged']} held already, {counts['tombstoned']} deleted "
         f"earlier and left out, {counts['truncated']} longer than max_length and cut."
     )
+    for where in counts["same_content"]:
+        out.print(f"[yellow]the same content was deleted under another ID:[/] {escape(where)}; taken in")
+    if counts["readmitted"]:
+        out.print(f"{counts['readmitted']} deleted records taken in again as new versions (--readmit)")
     for file in counts["files_missing"]:
         out.print(f"[yellow]registered in sisa.yaml and not there:[/] {escape(file)}")
 

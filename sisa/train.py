@@ -7,7 +7,7 @@ Killed anywhere, run it again: it continues, and ends with the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ def train(
     data: Sequence[Path] = (),
     *,
     strict: bool = False,
+    readmit: Collection[str] = (),
     restart_shards: bool = False,
     executor: Executor | None = None,
     trainer: SliceTrainer | None = None,
@@ -62,6 +63,7 @@ def train(
         session: an open session.
         data: files to read.
         strict: refuse tombstoned records instead of leaving them out.
+        readmit: IDs of deleted records to be taken in again, as new versions.
         restart_shards: begin shards anew whose unfinished chain belongs to another environment class.
         executor, trainer: in place of those that the configuration names.
         report: told of every step that ends.
@@ -73,7 +75,7 @@ def train(
     trainer = trainer or session.trainer()
     with session.driving():
         session.workspace.sweep()
-        ingested = take_in(session, data, trainer, strict=strict)
+        ingested = take_in(session, data, trainer, strict=strict, readmit=readmit)
         session.workspace.pinned()
         if restart_shards:
             restart_foreign(session.workspace, trainer.environment())

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from orchestration.executor import Fit, Lesson
 from shards.digest import digest, tensor_digest
@@ -54,6 +55,17 @@ def safetensors_of(state: bytes) -> bytes:
     """A safetensors file with one tensor of bytes."""
     header = json.dumps({"toy": {"dtype": "U8", "shape": [len(state)], "data_offsets": [0, len(state)]}}).encode()
     return len(header).to_bytes(8, "little") + header + state
+
+
+@contextmanager
+def fixed_root() -> Iterator[None]:
+    """Workspaces that ``init`` makes inside get our root secret, where they would draw one."""
+
+    def create(directory: Path, root: bytes | None = None) -> None:
+        create_root(directory, root or ROOT)
+
+    with mock.patch("sisa.initialise.create_root", create):
+        yield
 
 
 def toy_recipe(**values: Any) -> Recipe:

@@ -10,7 +10,16 @@ import click
 from rich.markup import escape
 
 from shards.errors import OperationError
-from sisa.commands.options import FILE, LINES, json_option, running_options, set_option, workspace_option
+from sisa.commands.options import (
+    FILE,
+    LINES,
+    admission_options,
+    json_option,
+    running_options,
+    set_option,
+    who_options,
+    workspace_option,
+)
 from sisa.printing import err, out, print_deleted, print_ingested, print_json, print_status
 from sisa.session import open_session
 
@@ -55,22 +64,24 @@ def init(
 @click.command()
 @workspace_option
 @click.option("--data", multiple=True, type=FILE, help="Files to read instead of the registered ones; repeatable.")
-@click.option("--strict", is_flag=True, help="Refuse records that were deleted instead of leaving them out.")
+@admission_options
 @set_option
 @json_option
-def ingest(workspace: Path, data: tuple[Path, ...], strict: bool, overrides: tuple[str, ...], as_json: bool) -> None:
+def ingest(
+    workspace: Path, data: tuple[Path, ...], admission: dict[str, Any], overrides: tuple[str, ...], as_json: bool
+) -> None:
     """Take in new records, train nothing."""
     from sisa.ingest import ingest as run
 
     with open_session(workspace, overrides) as session:
-        done = run(session, data, strict=strict)
+        done = run(session, data, **admission)
     print_json(done.to_json()) if as_json else print_ingested(done.to_json())
 
 
 @click.command()
 @workspace_option
 @click.option("--data", multiple=True, type=FILE, help="Files to read instead of the registered ones; repeatable.")
-@click.option("--strict", is_flag=True, help="Refuse records that were deleted instead of leaving them out.")
+@admission_options
 @click.option("--restart-shards", is_flag=True, help="Begin unfinished shards of another environment class anew.")
 @running_options
 @set_option
@@ -78,7 +89,7 @@ def ingest(workspace: Path, data: tuple[Path, ...], strict: bool, overrides: tup
 def train(
     workspace: Path,
     data: tuple[Path, ...],
-    strict: bool,
+    admission: dict[str, Any],
     restart_shards: bool,
     running: dict[str, Any],
     overrides: tuple[str, ...],
@@ -89,7 +100,7 @@ def train(
     from sisa.train import train as run
 
     with open_session(workspace, overrides, **running) as session, progress_bar(err, "training") as bar:
-        done = run(session, data, strict=strict, restart_shards=restart_shards, report=bar)
+        done = run(session, data, **admission, restart_shards=restart_shards, report=bar)
     document = done.to_json()
     if as_json:
         print_json(document)
@@ -140,9 +151,12 @@ def predict(
 @click.option("--ids-file", type=LINES, help="One record ID a line; - is stdin.")
 @click.option("--subject", "subjects", multiple=True, help="All records of this subject; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be purged and retrained.")
-@click.option("--ignore-missing", is_flag=True, help="Leave out IDs that were never held.")
+@click.option(
+    "--ignore-missing", is_flag=True, help="Leave out IDs never held; certify that they are not present."
+)
 @click.option("--request-id", help="Your name for the request; made up without it.")
 @click.option("--certificate", type=FILE, help="Copy the signed certificate here.")
+@who_options
 @running_options
 @set_option
 @json_option
@@ -154,6 +168,7 @@ def delete(
     dry_run: bool,
     ignore_missing: bool,
     request_id: str | None,
+    who: dict[str, str],
     certificate: Path | None,
     running: dict[str, Any],
     overrides: tuple[str, ...],
@@ -174,6 +189,7 @@ def delete(
             request_id=request_id,
             dry_run=dry_run,
             ignore_missing=ignore_missing,
+            who=who,
             report=bar,
         )
     if certificate is not None and done.certificate is not None:
@@ -187,13 +203,14 @@ def delete(
 @click.command()
 @workspace_option
 @click.option("--records", type=FILE, required=True, help="Write the surviving records here (JSONL).")
+@click.option("--recipient", default="", help="Who gets them, and must be told of later deletions.")
 @json_option
-def export(workspace: Path, records: Path, as_json: bool) -> None:
+def export(workspace: Path, records: Path, recipient: str, as_json: bool) -> None:
     """Hand out the surviving records, with generation and version, for a fresh run elsewhere."""
     from sisa.export import export_records
 
     with open_session(workspace) as session:
-        count = export_records(session, records.resolve())
+        count = export_records(session, records.resolve(), recipient)
     print_json({"records": count, "file": str(records.resolve())}) if as_json else out.print(
         f"Wrote {count} records to {escape(str(records))}. It is personal data."
     )

@@ -48,3 +48,40 @@ def running_options(command: Command) -> Command:
     ):
         packed = option(packed)
     return packed
+
+
+def admission_options(command: Command) -> Command:
+    """What may be taken in, handed on together as ``admission``."""
+
+    @wraps(command)
+    def packed(strict: bool, readmit: tuple[str, ...], **arguments: Any) -> None:
+        command(admission={"strict": strict, "readmit": readmit}, **arguments)
+
+    for option in (
+        click.option(
+            "--readmit", multiple=True, metavar="ID", help="Take a deleted record in again, as a new version."
+        ),
+        click.option(
+            "--strict", is_flag=True, help="Refuse what was deleted instead of leaving it out, or telling."
+        ),
+    ):
+        packed = option(packed)
+    return packed
+
+
+def who_options(command: Command) -> Command:
+    """Who asked, who allowed and why, handed on together as ``who``; the ledger keeps keyed references."""
+
+    @wraps(command)
+    def packed(requester: str, authorised_by: str, reason: str, legal_basis: str, **arguments: Any) -> None:
+        who = {"requester": requester, "authoriser": authorised_by, "reason": reason, "basis": legal_basis}
+        command(who={kind: text for kind, text in who.items() if text}, **arguments)
+
+    for option in (
+        click.option("--legal-basis", default="", help="Legal basis, such as 'GDPR Art. 17(1)(b)'."),
+        click.option("--reason", default="", help="Why."),
+        click.option("--authorised-by", default="", help="Who allowed it."),
+        click.option("--requester", default="", help="Who asked."),
+    ):
+        packed = option(packed)
+    return packed

@@ -13,10 +13,20 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from shards.digest import bytes_digest
-from shards.keys import ROOT_FILE
+from shards import kinds
+from shards.digest import bytes_digest, canonical_json
+from shards.fact import Fact
+from shards.keys import read_signing_key
+from shards.lineage import Checkpoint
+from shards.manifest import Head, ModelManifest
+from shards.note import TreeHead, read_head, sign_head
+from shards.tlog import Peaks
+from shards.workspace import Workspace
+from sisa.certificate import _file
 from sisa.cli import main
-from tests.toy import ROOT
+from sisa.document import envelope_digest
+from sisa.signing import sign
+from tests.toy import fixed_root
 
 Row = dict[str, Any]
 
@@ -67,10 +77,9 @@ def done(*arguments: str | Path, stdin: str = "") -> Any:
 
 
 def begin(workspace: Path, *arguments: str | Path) -> Any:
-    """``sisa init``, and then a root secret under which every shard and slice of ours has records."""
-    document = done("init", workspace, *arguments)
-    (workspace / "keys" / ROOT_FILE).write_text(ROOT.hex() + "\n")
-    return document
+    """``sisa init`` with a root secret under which every shard and slice of ours has records."""
+    with fixed_root():
+        return done("init", workspace, *arguments)
 
 
 def settings(*pairs: str) -> list[str]:
@@ -141,22 +150,92 @@ def copy_of(workspace: Path, to: Path) -> Path:
     return to
 
 
-def edit_ledger(workspace: Path, *statements: tuple[str, tuple[Any, ...]]) -> None:
-    """Do what no program of ours does: change facts."""
+# -- what no program of ours does -----------------------------------------------------------------
+
+LOG = "every fact is one that a signed tree head covers"
+
+
+def edit_ledger(workspace: Path, *statements: tuple[str, tuple[Any, ...]], resign: bool = False) -> None:
+    """Change facts behind the program's back.
+
+    Args:
+        workspace: whose ledger it is.
+        statements: SQL and its values.
+        resign: as the operator, who has the signing key: the facts are numbered and the heads signed
+            anew, and the log in itself is whole. Without it, as a vandal.
+    """
     with contextlib.closing(sqlite3.connect(workspace / "ledger.sqlite")) as ledger:
-        ledger.execute("DROP TRIGGER facts_are_never_edited")
-        ledger.execute("DROP TRIGGER facts_are_never_removed")
+        triggers = ledger.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in triggers:
+            ledger.execute(f"DROP TRIGGER {name}")
         for statement, values in statements:
             assert ledger.execute(statement, values).rowcount > 0
+        if resign:
+            _sign_anew(ledger, workspace)
+        for _, sql in triggers:
+            ledger.execute(sql)
         ledger.commit()
 
 
-def edit_facts(workspace: Path, kind: str, change: Callable[[Any], Any]) -> None:
+def _sign_anew(ledger: sqlite3.Connection, workspace: Path) -> None:
+    rows = ledger.execute("SELECT seq, kind, body, created FROM facts ORDER BY seq").fetchall()
+    heads = ledger.execute("SELECT size, note FROM heads ORDER BY size").fetchall()
+    # A transaction ends where it ended before; one that lost all its facts is gone.
+    ends = {sum(seq <= size for seq, *_ in rows) for size, _ in heads} | {len(rows)}
+    ledger.execute("DELETE FROM facts")
+    ledger.execute("DELETE FROM heads")
+    key, tree = read_signing_key(workspace / "keys"), Peaks()
+    for number, (_, kind, body, created) in enumerate(rows, 1):
+        fact = Fact(number, kind, json.loads(body), created)
+        text = canonical_json(fact.body).decode()
+        ledger.execute("INSERT INTO facts VALUES (?, ?, ?, ?)", (number, kind, text, created))
+        tree.append(fact.leaf())
+        if number in ends:
+            note = sign_head(TreeHead(read_head(heads[0][1]).origin, number, tree.root()), key)
+            ledger.execute("INSERT INTO heads VALUES (?, ?)", (number, note))
+
+
+def edit_facts(workspace: Path, kind: str, change: Callable[[Any], Any], *, resign: bool = False) -> None:
     """Rewrite the body of every fact of one kind."""
     with contextlib.closing(sqlite3.connect(workspace / "ledger.sqlite")) as ledger:
         rows = ledger.execute("SELECT seq, body FROM facts WHERE kind = ?", (kind,)).fetchall()
-    updates = [(json.dumps(change(json.loads(body))), seq) for seq, body in rows]
-    edit_ledger(workspace, *(("UPDATE facts SET body = ? WHERE seq = ?", update) for update in updates))
+    updates = [(canonical_json(change(json.loads(body))).decode(), seq) for seq, body in rows]
+    edit_ledger(workspace, *(("UPDATE facts SET body = ? WHERE seq = ?", update) for update in updates), resign=resign)
+
+
+def rewrite_checkpoints(workspace: Path, change: Callable[[Any], Any]) -> None:
+    """As the operator: other checkpoint facts, and manifests whose heads fit them."""
+    made: dict[str, tuple[Checkpoint, str]] = {}
+
+    def checkpoint(body: Any) -> Any:
+        changed = Checkpoint.from_json(change(body))
+        parent = made[changed.link.parent][1] if changed.link.parent else ""
+        made[changed.key] = changed, changed.extend(parent)
+        return changed.to_json()
+
+    def manifest(body: Any) -> Any:
+        heads = [
+            Head(head["shard"], head["checkpoint"], made[head["checkpoint"]][0].tensors, made[head["checkpoint"]][1],
+                 head["steps"])
+            for head in body["heads"]
+        ]  # fmt: skip
+        return ModelManifest.of(body["generation"], body["recipe"], heads).to_json()
+
+    edit_facts(workspace, kinds.CHECKPOINT, checkpoint)
+    edit_facts(workspace, kinds.MANIFEST, manifest, resign=True)
+
+
+def forge(workspace: Path, statement: Any, request_id: str) -> bytes:
+    """As the operator: a certificate of any statement, signed, and sealed in the log as a true one is."""
+    opened = Workspace.open(workspace)
+    try:
+        envelope = sign(canonical_json(statement), read_signing_key(workspace / "keys"))
+        size = read_head(opened.ledger.head()).size
+        body = {"request_id": request_id, "digest": envelope_digest(envelope)}
+        (fact,) = opened.ledger.append([(kinds.CERTIFICATE, body)])
+        return _file(opened, envelope, size, fact)
+    finally:
+        opened.close()
 
 
 def outcomes(document: Any) -> dict[str, str]:

@@ -1,0 +1,132 @@
+"""The answer to the person, in plain language: exactly what was done, and what was not."""
+
+from __future__ import annotations
+
+from shards.errors import InputError, UnknownRecordError
+from shards.workspace import Workspace
+from sisa.certificate import certificate_path, is_intact
+from sisa.document import read_certificate, read_limited
+from sisa.people import told
+
+_DONE = """Dear {requester},
+
+on {accepted} we accepted your request {request_id} to delete {records}. This is what we did.
+
+- On acceptance we stopped using every part of the model that had been trained on {it}.
+- We removed {it} from our data store, and destroyed the {purged} model states that had been trained on {it}.
+- We trained {retrained} model states again without {it}. The model now in use is bit for bit the model that
+  training without {it} from the beginning gives.
+- We signed a certificate of this on {issued}. It is enclosed, with our public key. It shows, without our help,
+  that {it} is in none of the {slices} sets of records that the model in use was trained on.
+  How to check it: docs/verify-it-yourself.md. If you hold an ingestion receipt, the check can bind the
+  certificate to your record.
+
+{backups}
+{handed_out}
+What this does not say. The certificate lists it in full; in short, we do not claim anything about:
+{not_claimed}
+
+We keep a keyed mark of what you asked for, so that {it} is not taken in again, until our retention rule
+removes that mark too. You can complain to your data protection authority if you think this is not enough.
+"""
+
+_ABSENT = """Dear {requester},
+
+on {accepted} we received your request {request_id}. We looked, and hold no record under the IDs you named.
+Enclosed is a signed statement of {issued} that shows that they are in none of the {slices} sets of records
+that the model in use was trained on. Nothing was deleted, because there was nothing to delete.
+
+What this does not say:
+{not_claimed}
+"""
+
+_PENDING = """Dear {requester},
+
+on {accepted} we accepted your request {request_id} to delete {records}. From that moment no part of the
+model in use has been trained on {it}. Removing it everywhere and training the affected part again is under
+way. You will hear from us when it is done.
+"""
+
+_REFUSED = """Dear {requester},
+
+we did not carry out your request{named} to delete data, recorded as {refusal_id} on {created}.
+
+Reason: {reason}
+{basis}{held}
+You can complain to your data protection authority, or go to court.
+"""
+
+
+def letter(workspace: Workspace, request_id: str) -> str:
+    """The letter about a request, or about a refusal. This is a read-only operation.
+
+    Args:
+        workspace: where the request was made.
+        request_id: of the request, or of the refusal.
+
+    Raises:
+        UnknownRecordError: if there is no such request or refusal.
+        InputError: if its certificate is damaged.
+    """
+    found = workspace.book.request(request_id)
+    if found is None:
+        return _refusal(workspace, request_id)
+    accepted, request = found
+    who = {"requester": "Sir or Madam"} | told(workspace, request.references)
+    values = {
+        "requester": who["requester"],
+        "accepted": accepted.created[:10],
+        "request_id": request_id,
+        "records": f"{len(request.tags)} record{'s' if len(request.tags) != 1 else ''}",
+        "it": "it" if len(request.tags) == 1 else "them",
+    }
+    sealed = workspace.book.certificates().get(request_id)
+    if request.retired:
+        raise InputError(f"a request {request_id} that is remembered", "one that was retired", "keep letters elsewhere")
+    if sealed is None:
+        return _PENDING.format(**values)
+    if not is_intact(workspace, request_id, sealed):
+        raise InputError(f"the certificate of {request_id}", "a damaged one", "run `sisa train`, which issues it again")
+    predicate = read_certificate(read_limited(certificate_path(workspace, request_id))).predicate
+    values |= {
+        "issued": predicate["issued"][:10],
+        "purged": str(len(predicate["purged"])),
+        "retrained": str(len(predicate["retrained"])),
+        "slices": str(sum(len(lineage["links"]) for lineage in predicate["lineages"])),
+        "not_claimed": "\n".join(f"- {claim};" for claim in predicate["not_claimed"]),
+        "backups": _backups(predicate["erasure"]),
+        "handed_out": _handed_out(workspace, predicate["handed_out"]),
+    }
+    return (_DONE if request.tags else _ABSENT).format(**values)
+
+
+def _backups(erasure: list[dict[str, str]]) -> str:
+    until = next((item["until"] for item in erasure if "until" in item), None)
+    if until is None:
+        return "Backups of our systems may still hold the data; we have not declared when they expire."
+    return f"Backups of our systems may hold the data until {until}. If one is restored, the deletion is done again."
+
+
+def _handed_out(workspace: Workspace, items: list[dict[str, str]]) -> str:
+    if not items:
+        return "We have no record of having given the data, or results of it, to anybody else."
+    recipients = sorted({str(told(workspace, {"": item["recipient"]})[""]) for item in items if item.get("recipient")})
+    named = f" We have to tell these recipients: {', '.join(recipients)}." if recipients else ""
+    return f"{len(items)} file(s) that may hold the data or results of it were handed out before.{named}"
+
+
+def _refusal(workspace: Workspace, name: str) -> str:
+    fact = next((f for f in workspace.book.refusals() if name in (f.body["refusal_id"], f.body["request_id"])), None)
+    if fact is None:
+        raise UnknownRecordError("the ID of a request or refusal", repr(name), "see `sisa status`")
+    who = {"requester": "Sir or Madam"} | told(workspace, fact.body["references"])
+    held = "The data is under a legal hold and must be kept for now.\n" if fact.body["holds"] else ""
+    return _REFUSED.format(
+        requester=who["requester"],
+        named=f" {fact.body['request_id']}" if fact.body["request_id"] else "",
+        refusal_id=fact.body["refusal_id"],
+        created=fact.created[:10],
+        reason=who.get("reason", "a legal hold" if held else "not stated"),
+        basis=f"Legal basis: {who['basis']}\n" if "basis" in who else "",
+        held=held,
+    )

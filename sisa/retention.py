@@ -1,0 +1,102 @@
+"""Tombstones: what they are, and their destruction by retention rule.
+
+A tombstone keeps a record from coming back, and is pseudonymous data itself. When the rule says that
+it has served, its tags, the lists that still name them, its certificate's copy here and the texts
+behind its references go; the ledger keeps a salted digest. A record may come back after that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from shards import kinds
+from shards.errors import InputError, IntegrityError
+from shards.workspace import Workspace
+from sisa.people import references, told
+
+
+def list_tombstones(workspace: Workspace) -> list[dict[str, Any]]:
+    """Every request with its tombstones, oldest first. This is a read-only operation."""
+    done = workspace.book.certificates()
+    return [
+        {
+            "request_id": request.request_id,
+            "kind": request.kind,
+            "accepted": fact.created,
+            "completed": done[request.request_id].created if request.request_id in done else None,
+            "tombstones": list(request.tombstones),
+            "retired": request.retired,
+            **told(workspace, request.references),
+        }
+        for fact, request in workspace.book.requests()
+    ]
+
+
+def retire(workspace: Workspace, older_than_days: int) -> list[str]:
+    """Destroy the tombstones of requests completed longer ago than that; returns the requests' IDs.
+
+    Args:
+        workspace: whose caller drives it.
+        older_than_days: the retention rule.
+
+    Raises:
+        InputError: if the rule is no number of days.
+    """
+    if older_than_days < 0:
+        raise InputError("a number of days", str(older_than_days), "name how long tombstones are kept")
+    limit = datetime.now(UTC) - timedelta(days=older_than_days)
+    done = workspace.book.certificates()
+    old = [
+        request.request_id
+        for _, request in workspace.book.requests()
+        if not request.retired
+        and request.request_id in done
+        and datetime.fromisoformat(done[request.request_id].created) <= limit
+    ]
+    retire_requests(workspace, old, f"completed more than {older_than_days} days ago")
+    return old
+
+
+def retire_requests(workspace: Workspace, request_ids: Sequence[str], rule: str) -> None:
+    """Destroy the tombstones of these requests: the fact first, then what it names."""
+    if not request_ids:
+        return
+    requests = [request for _, request in workspace.book.requests() if request.request_id in set(request_ids)]
+    tags = {bytes.fromhex(tag) for request in requests for tag in (*request.tombstones, *request.targets.absent)}
+    objects = {request.object for request in requests} | _naming(workspace, tags)
+    objects |= {
+        fact.body["object"] for fact in workspace.book.refusals() if fact.body["request_id"] in set(request_ids)
+    }
+    kept = {
+        reference
+        for _, request in workspace.book.requests()
+        if request not in requests
+        for reference in request.references.values()
+    }
+    texts = {reference for request in requests for reference in request.references.values()} - kept
+    body = {"requests": sorted(request_ids), "objects": sorted(objects), "rule": rule}
+    workspace.ledger.append([(kinds.RETIRED, body)])
+    references(workspace).forget(texts)
+    workspace.sweep()
+
+
+def _naming(workspace: Workspace, tags: set[bytes]) -> set[str]:
+    """Lists of purged checkpoints and superseded slices that name one of the tags."""
+    found = set()
+    for stored in workspace.book.checkpoints():
+        name = stored.checkpoint.seen
+        if not stored.live and name not in found and _holds(lambda n=name: workspace.trained_tags(n), tags):
+            found.add(name)
+    for _, made in workspace.book.commitments():
+        if made.leaves not in found and _holds(lambda n=made.leaves: workspace.slice_leaves(n).keys(), tags):
+            found.add(made.leaves)
+    return found
+
+
+def _holds(read: Any, tags: set[bytes]) -> bool:
+    try:
+        return not tags.isdisjoint(read())
+    except IntegrityError:  # lost or destroyed before
+        return False
