@@ -23,9 +23,12 @@ def check_law(workspace: Workspace, *, completing: frozenset[str] = frozenset())
         workspace: to be asked about.
         completing: request IDs that their driver is about to certify and that so must hold already.
     """
+    log = _log(workspace)
+    if log.outcome == "failed":
+        return [log, unchecked("law", "the rest of the law", "it rests on facts that nobody signed for")]
     visible = workspace.visible_sets()
     return [
-        _log(workspace),
+        log,
         _evidence(workspace, visible),
         _served(workspace, visible),
         _stored(workspace, visible, completing),
@@ -42,7 +45,8 @@ def check_law(workspace: Workspace, *, completing: frozenset[str] = frozenset())
 
 def _log(workspace: Workspace) -> Check:
     name = "every fact is one that a signed tree head covers"
-    return judged("law", name, workspace.ledger.problems(), f"{len(workspace.ledger.since(0))} facts")
+    problems = workspace.ledger.problems()
+    return judged("law", name, problems, "" if problems else f"{len(workspace.ledger.since(0))} facts")
 
 
 def _evidence(workspace: Workspace, visible: dict[str, frozenset[bytes]]) -> Check:

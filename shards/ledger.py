@@ -74,10 +74,12 @@ class _Tree:
         """The head over everything taken in."""
         return TreeHead(self.origin, len(self.leaves), self.peaks.root())
 
-    def refuses(self, note: str) -> str:
-        """Why ``note`` is no signed head of exactly this tree; empty if it is."""
+    def refuses(self, size: int, note: str) -> str:
+        """Why ``note``, kept under ``size``, is no signed head of exactly this tree; empty if it is."""
         if not self.keys:
             return "the log does not begin with its genesis"
+        if size != len(self.leaves):
+            return f"there are {len(self.leaves)}, and a tree head of {size}"
         try:
             stated = read_head(note)
         except ValueError as error:
@@ -113,9 +115,7 @@ class Ledger:
             self._db.execute("PRAGMA journal_mode = DELETE")
             self._db.execute("PRAGMA synchronous = EXTRA")
             self._db.execute("PRAGMA secure_delete = ON")
-            self._db.text_factory = lambda data: data.decode(
-                errors="surrogateescape"
-            )  # damage is found, not stumbled on
+            self._db.text_factory = lambda data: data.decode(errors="surrogateescape")  # damage is judged below
             migrate(self._db)
 
     def append(
@@ -149,13 +149,13 @@ class Ledger:
             finally:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
-        return [_fact(row) for row in rows]
+        return [self._fact(row) for row in rows]
 
     def _catch_up(self) -> None:
         """Take in what is stored and was not read yet; it must be what the last head covers."""
         self._take(self._rows(len(self._tree.leaves)))
-        last = self._db.execute("SELECT note FROM heads ORDER BY size DESC LIMIT 1").fetchone()
-        problem = self._tree.refuses(last[0]) if last else "facts without a tree head" if self._tree.leaves else ""
+        last = self._db.execute("SELECT size, note FROM heads ORDER BY size DESC LIMIT 1").fetchone()
+        problem = self._tree.refuses(*last) if last else "facts without a tree head" if self._tree.leaves else ""
         if problem:
             raise _broken(self.path, problem)
 
@@ -188,12 +188,19 @@ class Ledger:
         query = f"SELECT seq, kind, body, created FROM facts WHERE kind IN ({marks}) ORDER BY seq"  # noqa: S608
         with self._errors():
             rows = self._db.execute(query, kinds).fetchall()
-        return [_fact(row) for row in rows]
+        return [self._fact(row) for row in rows]
 
     def since(self, size: int) -> list[Fact]:
         """All facts after the first ``size``. This is a read-only operation."""
         with self._errors():
-            return [_fact(row) for row in self._rows(size)]
+            return [self._fact(row) for row in self._rows(size)]
+
+    def _fact(self, row: _Row) -> Fact:
+        seq, kind, body, created = row
+        try:
+            return Fact(seq, kind, parse_json(body.encode()), created)
+        except ValueError as error:
+            raise _broken(self.path, f"fact {seq} is damaged ({error})") from error
 
     # -- the log -------------------------------------------------------------------------------
 
@@ -216,9 +223,9 @@ class Ledger:
                     return [str(error)]
                 if row[0] == size:
                     break
-            problem = tree.refuses(note)
-            if problem or len(tree.leaves) != size:
-                return [f"facts {covered + 1} to {size}: {problem or 'their tree head has another size'}"]
+            problem = tree.refuses(size, note)
+            if problem:
+                return [f"facts {covered + 1} to {size}: {problem}"]
             covered = size
         return [] if covered == len(rows) and rows else [f"fact {covered + 1} and later have no signed tree head"]
 
@@ -290,10 +297,6 @@ class Ledger:
                 str(error),
                 "free space or mend permissions, then run the same command again; nothing was lost",
             ) from error
-
-
-def _fact(row: _Row) -> Fact:
-    return Fact(row[0], row[1], parse_json(row[2]), row[3])
 
 
 def _broken(path: Path, found: str) -> IntegrityError:

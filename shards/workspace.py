@@ -82,7 +82,7 @@ class Workspace:
         try:
             if check:
                 workspace.ledger.check()
-            pinned = workspace.book.pinned()
+            pinned = workspace.book.pinned() if check or not workspace.ledger.problems() else None
         except BaseException:
             workspace.close()
             raise

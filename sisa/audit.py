@@ -188,7 +188,8 @@ def _described(stored: Stored) -> dict[str, Any]:
 
 def audit_everything(workspace: Workspace, anchor: str | None) -> list[Check]:
     """The law of the whole workspace, its log first, and whether it is older than its anchor."""
-    return [*check_law(workspace), check_anchor(workspace, anchor), _certified(workspace)]
+    law = [*check_law(workspace), check_anchor(workspace, anchor)]
+    return law if law[0].outcome == "failed" else [*law, _certified(workspace)]
 
 
 def _certified(workspace: Workspace) -> Check:

@@ -179,7 +179,7 @@ def _predicate(workspace: Workspace, request: DeletionRequest, law: Sequence[Che
             "surviving": sum(part.records for part in workspace.book.parts()),
             "digest": vault_digest(workspace.survivors()),
         },
-        "erasure": erasure_status(request, accepted, erasures, purges, handed_out)
+        "erasure": erasure_status(accepted, erasures, purges, handed_out)
         if request.kind != NOT_PRESENT
         else [],
         "handed_out": handed_out,

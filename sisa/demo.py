@@ -1,4 +1,4 @@
-"""The whole story on invented customers: train, predict, audit, delete, compare, verify, tamper.
+"""The whole story on invented customers: train, predict, audit, delete, search, compare, verify, tamper.
 
 Every line that begins with ``$`` is the command that is really run, in this process.
 """
@@ -106,9 +106,10 @@ class _Story:
             "--slices", str(SLICES), "--set", "max_length=48", "--set", "epochs=4", "--set", "learning_rate=2e-3",
         )  # fmt: skip
         with RayExecutor(WORKERS).cluster():  # one cluster for all that follows
-            self._on_ray(tickets[0])
+            self._on_ray(tickets)
 
-    def _on_ray(self, ticket: dict[str, Any]) -> None:
+    def _on_ray(self, tickets: list[dict[str, Any]]) -> None:
+        ticket = tickets[0]
         self._sisa("train", "-w", "shop", "--workers", str(WORKERS))
         self._sisa("status", "-w", "shop")
 
@@ -117,6 +118,8 @@ class _Story:
 
         self._chapter(f"4. Which shard saw {ticket['id']}?")
         self._sisa("audit", "-w", "shop", "--id", ticket["id"])
+        self._console.print("Customers can be given a receipt, which later binds a certificate to their record:")
+        self._sisa("receipt", "-w", "shop", "--id", ticket["id"], "--output", "receipt.json")
 
         self._chapter(f"5. {ticket['subject']} demands deletion")
         before = self._digests("shop")
@@ -126,6 +129,10 @@ class _Story:
         kept = [shard for shard in before if before[shard] == after[shard]]
         self._console.print(f"Untouched, byte for byte: shards {kept}; retrained: {sorted(set(before) - set(kept))}")
         self._sisa("audit", "-w", "shop", "--id", ticket["id"])
+        deleted = [row for row in tickets if row["subject"] == ticket["subject"]]
+        (self._directory / "deleted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in deleted))
+        self._console.print("Is anything of these tickets left in any file of the workspace?")
+        self._sisa("audit", "-w", "shop", "--residue", "--records", "deleted.jsonl")
 
         self._chapter("6. The fresh run: a second workspace that never saw the customer")
         self._sisa("export", "-w", "shop", "--records", "survivors.jsonl")
@@ -133,8 +140,10 @@ class _Story:
         self._sisa("train", "-w", "fresh", "--workers", str(WORKERS))
         self._compare(after, self._digests("fresh"))
 
-        self._chapter("7. Verify the certificate, and train the hit shard anew to compare")
+        self._chapter("7. A stranger verifies: the certificate, the public key, the customer's receipt")
         key = ("--public-key", "shop/keys/signing.pub")
+        self._sisa("verify", "deletion.json", *key, "--receipt", "receipt.json")
+        self._console.print("An auditor with the workspace trains the hit shard anew and compares every tensor:")
         self._sisa("verify", "deletion.json", "-w", "shop", *key, "--replay", "affected")
 
         self._chapter("8. Tamper with a copy: the verifier must refuse it")
@@ -163,6 +172,7 @@ class _Story:
 
         self._console.print(f"[bold]$ sisa {shlex.join(arguments)}[/]", highlight=False)
         files = {"shop", "fresh", "tickets.jsonl", "survivors.jsonl", "deletion.json", "tampered.json"}
+        files |= {"receipt.json", "deleted.jsonl"}
         code = 0
         try:
             main([str(self._directory / word) if word.split("/")[0] in files else word for word in arguments])
@@ -189,8 +199,8 @@ class _Story:
 
     def _tamper(self) -> None:
         """In a copy of the certificate, put another record's tag in place of the first."""
-        envelope = parse_json((self._directory / "deletion.json").read_bytes())
-        payload = base64.b64decode(envelope["payload"])
-        tag = parse_json(payload)["predicate"]["request"]["tags"][0].encode()
-        envelope["payload"] = base64.b64encode(payload.replace(tag, tag[::-1])).decode()
-        (self._directory / "tampered.json").write_text(json.dumps(envelope))
+        certificate = parse_json((self._directory / "deletion.json").read_bytes())
+        payload = base64.b64decode(certificate["envelope"]["payload"])
+        tag = parse_json(payload)["predicate"]["request"]["targets"]["tags"][0].encode()
+        certificate["envelope"]["payload"] = base64.b64encode(payload.replace(tag, tag[::-1])).decode()
+        (self._directory / "tampered.json").write_text(json.dumps(certificate))

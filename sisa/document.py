@@ -8,6 +8,7 @@ trusts what it reads: it only says whether the parts are there and of their kind
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ RECEIPT_TYPE = "urn:sisa:ingestion-receipt:v1"
 MEDIA_TYPE = "application/vnd.sisa.deletion-certificate.v1+json"
 MAX_BYTES = 256 * 2**20
 MAX_DEPTH = 32
+MAX_SIGNATURES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,8 @@ class LoggedFact:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> LoggedFact:
         """A fact as a certificate states it."""
+        _matches(document, _FACT, "fact")
         fact = Fact(document["seq"], document["kind"], document["body"], document["created"])
-        if not (_is_count(fact.seq) and isinstance(fact.kind, str) and isinstance(fact.created, str)):
-            raise TypeError("a fact whose number, kind or time is of another kind")
-        if not isinstance(fact.body, dict):
-            raise TypeError("a fact without a body")
         return cls(fact, read_hashes(document["proof"]))
 
 
@@ -125,9 +124,9 @@ def read_certificate(data: bytes) -> Document:
     if sealed.keys() != {"created", "proof", "consistency"} or not isinstance(sealed["created"], str):
         raise ValueError("a seal with other fields")
     seal = Sealed(sealed["created"], LogProof.parse(sealed["proof"]), read_hashes(sealed["consistency"]))
-    document = _document(outer["envelope"], CERTIFICATE_TYPE, seal)
-    _check_certificate(document.predicate)
-    return document
+    if seal.proof.text() != sealed["proof"]:
+        raise ValueError("a proof that is not spelt as it is when it is written")
+    return _document(outer["envelope"], CERTIFICATE_TYPE, _CERTIFICATE, seal)
 
 
 def read_receipt(data: bytes) -> Document:
@@ -136,25 +135,24 @@ def read_receipt(data: bytes) -> Document:
     Raises:
         ValueError, TypeError, KeyError: if a part is missing or of another kind.
     """
-    document = _document(_bounded(data), RECEIPT_TYPE, None)
-    predicate = document.predicate
-    for name in ("tag", "salt", "commitment"):
-        _hex(predicate[name])
-    if not isinstance(predicate["record"], dict) or not isinstance(predicate["proof"], dict):
-        raise TypeError("a record or a proof that is no object")
-    _check_log(predicate["log"])
-    return document
+    return _document(_bounded(data), RECEIPT_TYPE, _RECEIPT, None)
 
 
-def _document(outer: dict[str, Any], predicate_type: str, sealed: Sealed | None) -> Document:
+def _document(outer: dict[str, Any], predicate_type: str, shape: dict[str, Any], sealed: Sealed | None) -> Document:
     envelope = read_envelope(outer)
+    if len(envelope.signatures) > MAX_SIGNATURES:
+        raise ValueError(f"more than {MAX_SIGNATURES} signatures")
     statement = _bounded(envelope.payload)
     if statement["_type"] != STATEMENT_TYPE:
         raise ValueError(f"statement type {statement['_type']!r}, expected {STATEMENT_TYPE!r}")
-    if statement["predicateType"] != predicate_type or statement["predicate"]["version"] != 1:
+    if statement["predicateType"] != predicate_type or not _is_version(statement["predicate"]["version"]):
         raise ValueError(f"predicate {statement['predicateType']!r}, expected {predicate_type!r} version 1")
     if statement.keys() != {"_type", "subject", "predicateType", "predicate"}:
         raise ValueError(f"a statement with {sorted(statement)}")
+    if canonical_json(statement) != envelope.payload:  # so that no two readers understand it differently
+        raise ValueError("a statement that is not in canonical JSON")
+    _matches(statement["subject"], [{"name": _is_text, "digest": {"sha256": _is_digest}}], "subject")
+    _matches(statement["predicate"], shape, "predicate")
     return Document(envelope, envelope_digest(outer), statement["subject"], statement["predicate"], sealed)
 
 
@@ -175,49 +173,115 @@ def _bounded(data: bytes) -> dict[str, Any]:
     return document
 
 
-def _check_certificate(predicate: dict[str, Any]) -> None:
-    """Are the fields there that the checks read, and of their kinds? What they say is not looked at."""
-    request, after, lineages = predicate["request"], predicate["after"], predicate["lineages"]
-    texts = [predicate[name] for name in ("statement", "recipe", "keys", "namespace")]
-    texts += [request["id"], request["accepted"], request["suppression"], predicate["issuer"]["public_key"]]
-    texts += [head[name] for head in after.get("heads", []) for name in ("checkpoint", "tensors", "lineage")]
-    texts += [key for name in ("kept", "purged", "retrained") for key in predicate[name]]
-    texts += [link[name] for lineage in lineages for link in lineage["links"] for name in ("key", "records", "tensors")]
-    texts += [key for facts in predicate["environments"] for key in facts.values()]
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError("a field that must be text is not")
-    numbers = [entry["shard"] for entry in (*predicate["impact"]["shards"], *lineages, *after.get("heads", []))]
-    numbers += [link[n] for lineage in lineages for link in lineage["links"] for n in ("slice", "chain", "environment")]
-    numbers += [head["steps"] for head in after.get("heads", [])]
-    if not all(map(_is_count, numbers)):
-        raise TypeError("a shard, slice or count that is no whole number")
-    targets = request["targets"]
-    for tag in (*targets["tags"], *targets["tombstones"], *targets["absent"], *predicate["absence"]):
-        _hex(tag)
-    for link in (link for lineage in lineages for link in lineage["links"]):
-        _hex(link["root"])
-    if not isinstance(predicate["not_claimed"], list) or not isinstance(predicate["law"], list):
-        raise TypeError("a list that is none")
-    _check_log(predicate["log"])
+def _matches(value: Any, shape: Any, where: str) -> None:
+    """Does ``value`` have exactly the fields of ``shape``, and are they of their kinds? What they say is not looked at.
+
+    A shape is a question to ask, ``[shape]`` for a list, ``{name: shape}`` for an object of these
+    names, or ``{question: shape}`` for an object of any names that answer it.
+
+    Raises:
+        ValueError: naming the first place where it is not so.
+    """
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is no list")
+        for at, item in enumerate(value):
+            _matches(item, shape[0], f"{where}[{at}]")
+    elif isinstance(shape, dict):
+        question = next(iter(shape))
+        closed = isinstance(question, str)
+        if not isinstance(value, dict) or not (value.keys() == shape.keys() if closed else all(map(question, value))):
+            raise ValueError(f"{where} is no object of the fields expected")
+        for name, item in value.items():
+            _matches(item, shape[name if closed else question], f"{where}.{name}")
+    elif not shape(value):
+        raise ValueError(f"{where} is not as it is written: {str(value)[:32]!r}")
 
 
-def _check_log(log: dict[str, Any]) -> None:
-    if not isinstance(log["origin"], str) or not isinstance(log["head"], str):
-        raise TypeError("a log without name or head")
-    for fact in log["facts"]:
-        LoggedFact.from_json(fact)
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
+def _is_version(value: object) -> bool:
+    return _is_count(value) and value == 1
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _is_digest_or_null(value: object) -> bool:
+    return value is None or _is_digest(value)
+
+
+_SPARSE = {"siblings": _is_text, "occupant": _is_text}
+_FACT = {"seq": _is_count, "kind": _is_text, "body": _is_object, "created": _is_text, "proof": [_is_digest]}
+_LOG = {"origin": _is_text, "head": _is_text, "facts": [_FACT]}
+_LINK = {name: _is_count for name in ("slice", "chain", "environment")}
+_LINK |= {name: _is_digest for name in ("records", "key", "root", "tensors")}
+_TARGETS = {"tags": [_is_digest], "tombstones": [_is_digest], "absent": [_is_digest], "salt": _is_digest}
+_CERTIFICATE = {
+    "version": _is_version,
+    "statement": _is_text,
+    "issued": _is_text,
+    "clock": _is_text,
+    "issuer": {"program": _is_text, "code": _is_digest, "public_key": _is_text},
+    "supersedes": _is_digest_or_null,
+    "log": _LOG,
+    "request": {
+        "id": _is_text,
+        "accepted": _is_text,
+        "targets": _TARGETS,
+        "suppression": _is_digest,
+        "references": {_is_text: _is_digest},
+    },
+    "recipe": _is_digest,
+    "keys": _is_digest,
+    "namespace": _is_text,
+    "before": _is_object,
+    "after": _is_object,
+    "impact": _is_object,
+    "kept": [_is_digest],
+    "purged": [_is_digest],
+    "retrained": [_is_digest],
+    "lineages": [{"shard": _is_count, "links": [_LINK]}],
+    "environments": [{_is_text: _is_text}],
+    "prior": [{"tag": _is_digest, "fact": _is_count, "commitment": _is_digest, "proof": _SPARSE}],
+    "absence": {_is_digest: [_SPARSE]},
+    "records": {"surviving": _is_count, "digest": _is_digest},
+    "erasure": [_is_object],
+    "handed_out": [_is_object],
+    "replay": {"recipe": _is_object, "seeds": _is_text, "how": _is_text, "expected": _is_text},
+    "law": [{"level": _is_text, "name": _is_text, "outcome": _is_text, "detail": _is_text}],
+    "not_claimed": [_is_text],
+}
+_RECEIPT = {
+    "version": _is_version,
+    "issued": _is_text,
+    "clock": _is_text,
+    "log": _LOG,
+    "namespace": _is_text,
+    "record": _is_object,
+    "tag": _is_digest,
+    "salt": _is_digest,
+    "commitment": _is_digest,
+    "proof": _SPARSE,
+}
+
+
 def _hex(text: object) -> bytes:
     """32 bytes from 64 lower-case hex digits, spelt in the one way."""
-    data = bytes.fromhex(text) if isinstance(text, str) else b""
-    if len(data) != 32 or data.hex() != text:
+    if not isinstance(text, str) or not _is_digest(text):
         raise ValueError("a digest that is not 64 hex digits")
-    return data
+    return bytes.fromhex(text)
 
 
 def read_hashes(texts: object) -> tuple[bytes, ...]:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from shards.deletion import DeletionRequest
 from shards.fact import Fact
 
 CLEAR = "Clear (NIST SP 800-88): unlinked through the file system"
@@ -22,17 +21,14 @@ NONE = "none"
 
 
 def erasure_status(
-    request: DeletionRequest,
-    accepted: Fact,
-    erasures: Sequence[Fact],
-    purges: Sequence[Fact],
-    handed_out: Sequence[Mapping[str, Any]],
+    accepted: Fact, erasures: Sequence[Fact], purges: Sequence[Fact], handed_out: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Class, status, method and evidence of every artefact class.
 
+    It is a function of logged facts, so whoever reads a certificate derives it too.
+
     Args:
-        request: the request.
-        accepted: its fact.
+        accepted: the fact of the request.
         erasures, purges: facts that removed records and checkpoints for it.
         handed_out: what left the workspace before, by digest.
     """
@@ -72,7 +68,7 @@ def erasure_status(
             NONE,
             {"handed_out": [item["keyed_digest"] for item in handed_out], "why": "recipients must be told (Art. 19)"},
         ),
-        _backups(request, accepted),
+        _backups(accepted),
         _class(
             "the tombstone: keyed tags and content fingerprints",
             "out of scope",
@@ -88,12 +84,13 @@ def _class(what: str, status: str, method: str, evidence: dict[str, Any]) -> dic
     return {"class": what, "status": status, "method": method, "evidence": evidence}
 
 
-def _backups(request: DeletionRequest, accepted: Fact) -> dict[str, Any]:
+def _backups(accepted: Fact) -> dict[str, Any]:
     what = "backups and replicas of the workspace"
-    if request.backup_days is None:
+    days = accepted.body["backup_days"]
+    if days is None:
         return _class(what, "out of scope", NONE, {"why": "the operator declares no time after which they are gone"})
-    until = datetime.fromisoformat(accepted.created) + timedelta(days=request.backup_days)
-    evidence = {"declared_days": request.backup_days, "why": "a restored backup has all later deletions applied again"}
+    until = datetime.fromisoformat(accepted.created) + timedelta(days=days)
+    evidence = {"declared_days": days, "why": "a restored backup has all later deletions applied again"}
     return _class(what, "scheduled", "expiry", evidence) | {"until": until.date().isoformat()}
 
 

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from shards import kinds
 from shards.checks import Check, judged, unchecked
-from shards.digest import bytes_digest, canonical_json, keyed, parse_json
+from shards.digest import bytes_digest, canonical_json, digest, keyed, parse_json
 from shards.errors import InputError, SisaError
 from shards.fact import Fact
 from shards.keys import key_commitment, public_pem, read_public_key, read_secret
@@ -38,6 +38,7 @@ from shards.targets import targets_digest
 from shards.tlog import verify_consistency
 from shards.tlog import verify_inclusion as verify_logged
 from sisa.document import Document, LoggedFact, read_certificate, read_hashes, read_limited, read_receipt
+from sisa.erasure import erasure_status
 from sisa.signing import verify_signature
 
 FIELDS = "the certificate's fields fit together"
@@ -88,7 +89,7 @@ def verify(certificate: Path, evidence: Evidence) -> tuple[Document | None, list
         raise
     except SisaError as error:
         checks.append(judged("V0", FIELDS, [f"expected {error.expected}, found {error.found}"], ""))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         checks.append(judged("V0", FIELDS, [f"{type(error).__name__}: {error}"], ""))
     return document, checks
 
@@ -99,7 +100,7 @@ def verify(certificate: Path, evidence: Evidence) -> tuple[Document | None, list
 def _signed(document: Document, pinned: Sequence[Ed25519PublicKey]) -> list[Check]:
     """Is it signed, and is it known by whom? A key inside the file shows integrity, never origin."""
     name = "the signature is valid"
-    inside = read_public_key(document.predicate["issuer"]["public_key"].encode())
+    inside = _stated_key(document.predicate["issuer"]["public_key"])
     key = next((key for key in pinned or [inside] if verify_signature(document.envelope, key)), None)
     if key is None:
         problem = "no signature by this key over these bytes: wrong key, or edited"
@@ -113,7 +114,15 @@ def _signed(document: Document, pinned: Sequence[Ed25519PublicKey]) -> list[Chec
 def _keys_in_force(facts: Iterable[Fact]) -> list[tuple[int, Ed25519PublicKey]]:
     """(first fact signed by it, key), oldest first."""
     named = [fact for fact in facts if fact.kind in (kinds.GENESIS, kinds.KEY)]
-    return [(fact.seq, read_public_key(fact.body["public_key"].encode())) for fact in named]
+    return [(fact.seq, _stated_key(fact.body["public_key"])) for fact in named]
+
+
+def _stated_key(pem: str) -> Ed25519PublicKey:
+    """A key that a certificate states; if it is none, that is no mistake of the caller's."""
+    try:
+        return read_public_key(pem.encode())
+    except InputError as error:
+        raise ValueError(f"a stated key that is no Ed25519 key ({error.found})") from error
 
 
 def _key_at(keys: Sequence[tuple[int, Ed25519PublicKey]], size: int) -> Ed25519PublicKey | None:
@@ -191,11 +200,11 @@ def _one(document: Document, kind: str) -> Fact:
     return found[0]
 
 
-def _bodies(document: Document, kind: str, request_id: str) -> list[dict[str, Any]]:
+def _about(document: Document, kind: str) -> list[Fact]:
     facts = [logged.fact for logged in document.facts() if logged.fact.kind == kind]
-    if any(request_id not in fact.body["requests"] for fact in facts):
+    if any(document.predicate["request"]["id"] not in fact.body["requests"] for fact in facts):
         raise ValueError(f"a fact of kind {kind} that is about another request")
-    return [fact.body for fact in facts]
+    return facts
 
 
 def _history(document: Document) -> list[Check]:
@@ -217,22 +226,33 @@ def _history(document: Document) -> list[Check]:
     pinned = {"digest": predicate["recipe"], "keys": predicate["keys"], "namespace": predicate["namespace"]}
     pinned["recipe"] = predicate["replay"]["recipe"]
     problems += [f"{name} is not what was pinned" for name, value in pinned.items() if recipe.body[name] != value]
-    purged = sorted(key for body in _bodies(document, kinds.PURGE, request_id) for key in body["checkpoints"])
-    if purged != predicate["purged"]:
-        problems.append("the purged checkpoints are not those of the logged purges")
-    actions = [seq for item in predicate["erasure"] for seq in item["evidence"].get("facts", ())]
-    removals = (kinds.PURGE, kinds.ERASURE)
-    removed = [logged.fact.seq for logged in document.facts() if logged.fact.kind in removals]
-    if not set(removed) <= set(actions) <= {logged.fact.seq for logged in document.facts()}:
-        problems.append("an erasure without its fact")
-    if predicate["statement"] == "deleted" and not (removed and request["targets"]["tags"]):
-        problems.append("nothing was erased")
-    if not predicate["law"] or any(check["outcome"] == "failed" for check in predicate["law"]):
+    if digest("recipe", canonical_json(recipe.body["recipe"])).hex() != predicate["recipe"]:
+        problems.append("the recipe does not hash to its digest")
+    problems += _removed(document, accepted)
+    if not predicate["law"] or any(asked["outcome"] not in ("passed", "not_checked") for asked in predicate["law"]):
         problems.append("it was signed although the law did not hold")
     if not predicate["not_claimed"]:
         problems.append("it does not say what is not claimed")
     said_so = judged("V1", "its fields are what the logged facts say", problems, f"request {request_id}")
     return [said_so, *_lineages(document)]
+
+
+def _removed(document: Document, accepted: Fact) -> list[str]:
+    """Problems of what is said to be purged and erased; all of it follows from logged facts."""
+    predicate = document.predicate
+    erasures, purges = (_about(document, kind) for kind in (kinds.ERASURE, kinds.PURGE))
+    problems = []
+    if predicate["purged"] != sorted(key for fact in purges for key in fact.body["checkpoints"]):
+        problems.append("the purged checkpoints are not those of the logged purges")
+    planned = {key for shard in accepted.body["impact"]["shards"] for key in shard["purged"]}
+    problems += [f"checkpoint {key[:12]} was to be purged" for key in sorted(planned - set(predicate["purged"]))]
+    deleted = predicate["statement"] == "deleted"
+    expected = erasure_status(accepted, erasures, purges, predicate["handed_out"]) if deleted else []
+    if predicate["erasure"] != expected:
+        problems.append("what became of each class of artefact is not what the logged facts say")
+    if deleted and not (erasures and predicate["request"]["targets"]["tags"]):
+        problems.append("nothing was erased")
+    return problems
 
 
 def _lineages(document: Document) -> list[Check]:
@@ -252,35 +272,37 @@ def _lineages(document: Document) -> list[Check]:
         ]
         problems += check_chain(links, predicate["recipe"], lineage["shard"])
         keys |= {link.key for link in links}
-        digest = ""
+        end = ""
         for body in lineage["links"]:
             environment = predicate["environments"][body["environment"]]
-            digest = lineage_digest(digest, body["key"], body["tensors"], body["root"], environment)
+            end = lineage_digest(end, body["key"], body["tensors"], body["root"], environment)
         if links:
-            ends[lineage["shard"]] = (links[-1].key, lineage["links"][-1]["tensors"], digest, len(links))
-    if len({lineage["shard"] for lineage in predicate["lineages"]}) != len(predicate["lineages"]):
-        problems.append("a shard occurs twice")
+            ends[lineage["shard"]] = (links[-1].key, lineage["links"][-1]["tensors"], end, len(links))
+    if [lineage["shard"] for lineage in predicate["lineages"]] != list(range(predicate["replay"]["recipe"]["shards"])):
+        problems.append("not every shard of the recipe occurs once, in order")
+    used = {body["environment"] for lineage in predicate["lineages"] for body in lineage["links"]}
+    if used != set(range(len(predicate["environments"]))):
+        problems.append("an environment that no step ran in")
     whole = judged("V1", "every lineage is whole and hashes to its keys", problems, f"{len(keys)} checkpoints")
     heads = {head.shard: (head.checkpoint, head.tensors, head.lineage, head.steps) for head in after.heads}
     wrong = [f"shard {shard}" for shard in heads.keys() | ends.keys() if heads.get(shard) != ends.get(shard)]
-    named = {item["name"]: item["digest"]["sha256"] for item in document.subject}
-    expected = {"manifest": after.digest} | {f"shard-{head.shard}": head.tensors for head in after.heads}
-    wrong += [name for name in named.keys() | expected.keys() if named.get(name) != expected.get(name)]
-    if len(document.subject) != len(named) or len(after.heads) != len(heads):
-        wrong.append("a head or subject occurs twice")
+    named = [("manifest", after.digest), *((f"shard-{head.shard}", head.tensors) for head in after.heads)]
+    if [(item["name"], item["digest"]["sha256"]) for item in document.subject] != named or len(named) != len(heads) + 1:
+        wrong.append("subjects")
     if after.digest != manifest_fact.body["digest"] or predicate["after"] != manifest_fact.body:
         wrong.append("manifest")
     if manifest_fact.seq < _one(document, kinds.REQUEST).seq and predicate["statement"] == "deleted":
         wrong.append("the manifest is older than the request")
     gone = sorted(set(predicate["purged"]) & keys)
-    lost = sorted(keys ^ (set(predicate["kept"]) | set(predicate["retrained"])))
+    split = sorted([*predicate["kept"], *predicate["retrained"]])
+    lost = sorted(keys) != split
     return [
         whole,
         judged("V1", "heads, subjects and lineages are those of the logged manifest", wrong, f"{len(heads)} heads"),
         judged(
             "V1",
             "no purged checkpoint is in a served lineage",
-            [f"{key[:12]} is" for key in gone] + [f"{key[:12]} is neither kept nor retrained" for key in lost],
+            [f"{key[:12]} is" for key in gone] + ["kept and retrained are not the served lineages"] * lost,
             ", ".join(f"{len(predicate[kind])} {kind}" for kind in ("purged", "kept", "retrained")),
         ),
     ]

@@ -22,6 +22,8 @@ from sisa.delete import unfinished_requests
 from sisa.export import export_records
 from sisa.session import Session
 from sisa.train import train
+from sisa.verify import Evidence, verify
+from sisa.verify_workspace import verify_against
 from tests.toy import toy_session
 
 
@@ -78,6 +80,13 @@ def assert_equals_fresh_run(session: Session, trainer: SliceTrainer, scratch: Pa
     assert found.tensors == fresh.tensors, "other tensors than a fresh run"
     assert found.heads == fresh.heads, "other heads than a fresh run"
     assert found.manifest == fresh.manifest, "another manifest than a fresh run"
+
+
+def refuted(certificate: Path, workspace: Path) -> list[str]:
+    """Names of the checks of a certificate that fail, by the file, the operator's key and the workspace."""
+    document, checks = verify(certificate, Evidence(public_keys=(workspace / "keys" / "signing.pub",)))
+    checks += verify_against(document, workspace) if document is not None else []
+    return [check.name for check in checks if check.outcome == "failed"]
 
 
 def assert_lawful(session: Session) -> None:

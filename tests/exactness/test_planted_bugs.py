@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import sisa.delete as deletion
 from orchestration.executor import Fit, Lesson, SliceTrainer, StepOrder
 from orchestration.inline import InlineExecutor
 from shards.book import Book
-from shards.deletion import DeletionRequest
+from shards.deletion import DELETED, DeletionRequest
 from shards.errors import LawViolationError, SisaError
 from shards.layout import Assignment
 from shards.lineage import Checkpoint
@@ -31,7 +31,8 @@ from shards.manifest import ModelManifest
 from shards.plan import Plan
 from shards.records import Record
 from shards.store import Store
-from shards.vault import Part, StoredRecord, Vault
+from shards.targets import Targets
+from shards.vault import Part, Vault
 from shards.workspace import WEIGHTS_FILE, Workspace
 from sisa.replay import replay
 from sisa.session import Session
@@ -254,10 +255,9 @@ def manifest_not_rolled_back(monkey: Monkey) -> Trainery:
 def success_without_work(monkey: Monkey) -> Trainery:
     """A request is answered, nothing is written down or done, and all is well."""
 
-    def polite(
-        _workspace: Workspace, _records: Sequence[StoredRecord], _subjects: Sequence[str], request_id: str | None
-    ) -> DeletionRequest:
-        return DeletionRequest(request_id or "req-nothing", (), (), (), {}, {"shards": [], "retrained_share": 0.0})
+    def polite(*_: object) -> DeletionRequest:
+        nothing = {"shards": [], "retrained_share": 0.0}
+        return DeletionRequest("req-nothing", DELETED, "", Targets(), {}, None, {}, nothing)
 
     monkey.setattr(deletion, "accept", polite)
     return ToyTrainer

@@ -230,7 +230,7 @@ def forge(workspace: Path, statement: Any, request_id: str) -> bytes:
     opened = Workspace.open(workspace)
     try:
         envelope = sign(canonical_json(statement), read_signing_key(workspace / "keys"))
-        size = read_head(opened.ledger.head()).size
+        size = read_head(statement["predicate"].get("log", {"head": opened.ledger.head()})["head"]).size
         body = {"request_id": request_id, "digest": envelope_digest(envelope)}
         (fact,) = opened.ledger.append([(kinds.CERTIFICATE, body)])
         return _file(opened, envelope, size, fact)
