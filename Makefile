@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format bench tables clean
+.PHONY: help demo test test-slow faults check format bench tables clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -14,10 +14,13 @@ demo: $(VENV)/demo ## the whole story on invented customers, about two minutes a
 	$(BIN)/sisa demo
 
 test: $(VENV)/dev ## every test but the slow ones, under 20 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not faults"
 
 test-slow: $(VENV)/dev ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+faults: $(VENV)/dev ## strike every file-system call of a training and a deletion in every way, half an hour
+	$(BIN)/python -m pytest -m faults
 
 check: $(VENV)/dev ## lint, format and types
 	$(BIN)/ruff check .
@@ -31,6 +34,7 @@ format: $(VENV)/dev ## mend what can be mended by itself
 bench: $(VENV)/dev ## measure; needs BANKING77=a directory with Banking77's train.csv
 	@test -n "$(BANKING77)" || { echo "expected BANKING77=DIR with Banking77's train.csv; found nothing; see docs/benchmarks.md"; exit 2; }
 	$(BIN)/python -m benchmarks.deletion_cost --data "$(BANKING77)" --out benchmarks/results/deletion_cost.json
+	$(BIN)/python -m benchmarks.verify_cost --data "$(BANKING77)" --torch --out benchmarks/results/verify_cost.json
 	$(MAKE) tables
 
 tables: $(VENV)/dev ## write the benchmark tables into README.md and docs/

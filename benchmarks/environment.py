@@ -29,6 +29,13 @@ def load() -> list[float]:
     return [round(value, 2) for value in os.getloadavg()]
 
 
+def file_system(path: Path) -> str:
+    """Kind of the file system that ``path`` lies on: what a sync costs is a property of it."""
+    mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    above = [(len(Path(where).parts), kind) for where, kind in mounts if path.resolve().is_relative_to(where)]
+    return max(reversed(above), key=lambda mount: mount[0])[1]  # of several in one place the last covers the others
+
+
 def peak_memory() -> int:
     """The most bytes of memory this process has had resident since it began.
 

@@ -1,6 +1,7 @@
 """Write the committed results into the documents: ``python -m benchmarks.tables [--check]``.
 
 A table stands between ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` and is never edited by hand.
+Its name begins with that of its result.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.provenance import PARTS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -139,15 +142,155 @@ def deletion_cost_environment(result: dict[str, Any]) -> str:
     return _table(["", ""], lines)
 
 
+def verify_cost(result: dict[str, Any]) -> str:
+    """What was asked, what was measured, and whether it holds; one line each."""
+    rounds, training, stored = result["rounds"], result["provenance"], result["microbatches"]
+    one = max((each for each in rounds["verify"] if each["tags"] == 1), key=lambda each: int(each["bytes"]))
+    few, many = (run["microbatches"] for run in stored["trainings"])
+    lines = [
+        [
+            "verify V0 to V2, one deleted record, in a running process",
+            "under 100 ms",
+            _times(one, 1000, "ms"),
+            _holds(one["wall_seconds"]["median"] < 0.1),
+        ],
+        [
+            "certificate file, one deleted record",
+            "at most 160 kB",
+            f"{one['bytes'] / 1000:.1f} kB",
+            _holds(one["bytes"] <= 160_000),
+        ],
+        [
+            f"slice tree of {rounds['tree']['leaves']:,} records",
+            "under 1.5 s",
+            _times(rounds["tree"], 1, "s"),
+            _holds(rounds["tree"]["wall_seconds"]["median"] < 1.5),
+        ],
+    ]
+    for name, what, least in (("single", "one at a time", 40), ("grouped", "ten at a time", 400)):
+        rate = rounds[f"{name}_facts_per_second"]
+        lines.append(
+            [
+                f"durable appends to the log, {what}",
+                f"at least {least} facts/s",
+                f"{rate['median']:.0f} facts/s ({rate['lowest']:.0f} to {rate['highest']:.0f})",
+                _holds(rate["median"] >= least),
+            ]
+        )
+    lines.append(
+        [
+            "provenance work of a training, against 240 s",
+            "under 1 % of wall-clock",
+            f"{training['wall_seconds']['median'] / 240:.2%}: {_times(training, 1, 's')}",
+            _holds(training["wall_seconds"]["median"] < 2.4),
+        ]
+    )
+    if "real_training" in result:
+        real = result["real_training"]
+        lines.append(
+            [
+                f"the same in a training with torch, against its {real['wall_seconds']:.0f} s",
+                "under 1 % of wall-clock",
+                f"{real['wall_share']:.2%}: {real['provenance']['wall_seconds']:.2f} s (core {real['core_share']:.2%})",
+                _holds(real["wall_share"] < 0.01),
+            ]
+        )
+    lines.append(
+        [
+            "bytes stored for each microbatch",
+            "0",
+            f"{stored['bytes_per_microbatch']:g} (the same bytes with {few} and with {many} microbatches)",
+            _holds(stored["bytes_per_microbatch"] == 0),
+        ]
+    )
+    return _table(["question", "wanted", "measured", "holds"], lines)
+
+
+def verify_cost_certificates(result: dict[str, Any]) -> str:
+    """Each certificate that was made."""
+    certificates = result["rounds"]["verify"]
+    single = certificates[1]
+    lines = []
+    for number, each in enumerate(certificates):
+        more = (each["bytes"] - single["bytes"]) / max(each["tags"] - 1, 1)
+        lines.append(
+            [
+                f"{each['tags']}{' (of a first slice)' if number == 0 else ''}",
+                f"{each['retrained']}",
+                f"{each['bytes'] / 1000:.1f} kB",
+                f"{more / 1000:.1f} kB" if each["tags"] > 1 else "",
+                _times(each, 1000, "ms"),
+            ]
+        )
+    return _table(["deleted records", "steps trained again", "file", "for each further record", "verify"], lines)
+
+
+def verify_cost_provenance(result: dict[str, Any]) -> str:
+    """What the provenance work of a training consists of."""
+    runs = [("stand-in", run) for run in result["provenance"]["trainings"]]
+    runs += [("torch", result["real_training"])] if "real_training" in result else []
+    lines = [
+        [
+            f"{what} ({runs[0][1]['parts'][part]['calls']:,} calls)",
+            *(
+                f"{run['parts'][part]['wall_seconds']:.2f} s (core {run['parts'][part]['core_seconds']:.2f})"
+                for _, run in runs
+            ),
+        ]
+        for part, what in PARTS.items()
+    ]
+    lines.append(["load average (1 minute) at the end", *(f"{run['load_average_at_end'][0]:.1f}" for _, run in runs)])
+    return _table(["part", *(name for name, _ in runs)], lines)
+
+
+def verify_cost_environment(result: dict[str, Any]) -> str:
+    """Where it was measured, and the figures that explain the others."""
+    where, rounds, kept = result["environment"], result["rounds"], result["provenance"]["trainings"][-1]
+    loads = [each["load_average"][0] for each in rounds["rounds"]]
+    process, synced = rounds["process_wall_seconds"], rounds["synced_files_per_second"]
+    lines = [
+        ["command", f"`{result['command']}`"],
+        ["date", where["date"]],
+        ["processor", f"{where['processor']}, {where['cores']} cores"],
+        ["file system of workspaces and log", where["file_system"]],
+        ["load average (1 minute) in the rounds", f"{min(loads):.1f} to {max(loads):.1f}"],
+        [
+            "all of `sisa verify`, a new process",
+            f"{process['median']:.2f} s ({process['lowest']:.2f} to {process['highest']:.2f})",
+        ],
+        [
+            "for scale: files of 4 KiB written and synced, their directory too",
+            f"{synced['median']:.0f} a second ({synced['lowest']:.0f} to {synced['highest']:.0f})",
+        ],
+        ["a fact that was appended", f"{rounds['bytes_of_fact']:,} bytes"],
+        [
+            f"stored for the provenance of {kept['records']:,} records and {kept['steps']} steps",
+            f"{kept['bytes']['ledger_file'] / 1000:.0f} kB of ledger, {kept['bytes']['lists'] / 1000:.0f} kB of lists",
+        ],
+    ]
+    return _table(["", ""], lines)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "deletion_cost": deletion_cost,
     "deletion_cost_details": deletion_cost_details,
     "deletion_cost_environment": deletion_cost_environment,
+    "verify_cost": verify_cost,
+    "verify_cost_certificates": verify_cost_certificates,
+    "verify_cost_provenance": verify_cost_provenance,
+    "verify_cost_environment": verify_cost_environment,
 }
 
 
 def _holds(condition: bool) -> str:
     return "yes" if condition else "**no**"
+
+
+def _times(figures: Mapping[str, Any], factor: int, unit: str) -> str:
+    """Wall-clock with its range, and core-seconds, in the unit of which a second has ``factor``."""
+    wall, core = figures["wall_seconds"], figures["core_seconds"]
+    shown = [f"{value * factor:.3g}" for value in (wall["median"], wall["lowest"], wall["highest"], core["median"])]
+    return f"{shown[0]} {unit} ({shown[1]} to {shown[2]}; core {shown[3]})"
 
 
 def _mib(size: int) -> str:
@@ -165,7 +308,7 @@ def filled(text: str) -> str:
     Raises:
         ValueError: if a table's opening marker has no closing one.
     """
-    result = json.loads((RESULTS / "deletion_cost.json").read_text())
+    results = {file.stem: json.loads(file.read_text()) for file in RESULTS.glob("*.json")}
     for name, render in TABLES.items():
         opening, closing = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
         if opening not in text:
@@ -174,6 +317,7 @@ def filled(text: str) -> str:
         _, found, after = rest.partition(closing)
         if not found:
             raise ValueError(f"{opening} without {closing}")
+        result = next(result for stem, result in results.items() if name.startswith(stem))
         text = f"{before}{opening}\n{render(result)}\n{closing}{after}"
     return text
 

@@ -9,13 +9,13 @@ store, and a stale order cannot train a record that was deleted meanwhile.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from shards.digest import derive, tensor_digest
 from shards.errors import EnvironmentMismatchError, IntegrityError, StepFailedError
-from shards.layout import ShardLayout
 from shards.lineage import Checkpoint, pack_tags
 from shards.plan import SliceStep, pass_order
 from shards.records import Record
@@ -163,17 +163,24 @@ def perform(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
             environment_difference(step_order.environment, environment),
             "train where these are the same, or `sisa train --restart-shards` to begin such shards anew",
         )
-    forgotten = _forgotten(step_order)
-    step, layout, seed_key = _planned(step_order)
+    with closing(Workspace.open(step_order.workspace)) as workspace:
+        return _trained(workspace, step_order, trainer, environment)
+
+
+def _trained(
+    workspace: Workspace, step_order: StepOrder, trainer: SliceTrainer, environment: dict[str, str]
+) -> Checkpoint:
+    forgotten = workspace.book.tombstones()
+    step, layout = _planned(workspace, step_order), workspace.layout()
     store = Store(step_order.store)
     passes = tuple(
         tuple(stored.record for stored in pass_order(step.members, layout, step.link.slice, epoch=epoch))
         for epoch in range(layout.epochs)
     )
-    seed = derive(seed_key, "step-seed", step.link.shard, step.link.chain, step.link.slice)
+    seed = derive(workspace.keys.seed, "step-seed", step.link.shard, step.link.chain, step.link.slice)
     files = trainer.train(Lesson(passes, _parent_weights(step_order, store), seed))
-    if _forgotten(step_order) != forgotten:
-        _planned(step_order)  # what saw a record that was deleted meanwhile is not even stored
+    if workspace.book.tombstones() != forgotten:
+        _planned(workspace, step_order)  # what saw a record that was deleted meanwhile is not even stored
     return Checkpoint(
         link=step.link,
         files=store.put(files),
@@ -186,31 +193,17 @@ def perform(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
     )
 
 
-def _forgotten(step_order: StepOrder) -> frozenset[bytes]:
-    """Tags of everything deleted so far."""
-    workspace = Workspace.open(step_order.workspace)
-    try:
-        return workspace.book.tombstones()
-    finally:
-        workspace.close()
-
-
-def _planned(step_order: StepOrder) -> tuple[SliceStep, ShardLayout, bytes]:
-    """The ordered step as the surviving records give it now, with layout and seed key."""
-    workspace = Workspace.open(step_order.workspace)
-    try:
-        chain = workspace.chain(step_order.shard)
-        layout, seed_key = workspace.layout(), workspace.keys.seed
-    finally:
-        workspace.close()
-    step = next((step for step in chain.steps if step.key == step_order.key), None)
+def _planned(workspace: Workspace, step_order: StepOrder) -> SliceStep:
+    """The ordered step as the surviving records give it now."""
+    steps = workspace.chain(step_order.shard).steps
+    step = next((step for step in steps if step.key == step_order.key), None)
     if step is None:
         raise StepFailedError(
             f"step {step_order.key[:12]} in the plan of the surviving records",
             "a plan without it: records changed after the order was given",
             "run the command again",
         )
-    return step, layout, seed_key
+    return step
 
 
 def _parent_weights(step_order: StepOrder, store: Store) -> bytes | None:

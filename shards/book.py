@@ -132,6 +132,11 @@ class Book:
         """(shard, slice) → what it consists of now."""
         return {(made.shard, made.slice): made for _, made in self.commitments()}
 
+    def slices_at(self, seq: int) -> list[tuple[Fact, SliceCommitment]]:
+        """What each slice that was committed to consisted of when fact ``seq`` was appended, with the fact."""
+        then = [(fact, made) for fact, made in self.commitments() if fact.seq <= seq]
+        return list({(made.shard, made.slice): (fact, made) for fact, made in then}.values())
+
     def manifests(self) -> list[tuple[Fact, ModelManifest]]:
         """Every manifest ever served, oldest first, with its fact."""
         return [(fact, ModelManifest.from_json(fact.body)) for fact in self.ledger.facts(kinds.MANIFEST)]

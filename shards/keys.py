@@ -79,8 +79,9 @@ def read_secret(path: Path) -> bytes:
         StorageError: if the file cannot be read.
         InputError: if others can read it, or it holds something else.
     """
+    data = _private(path)
     try:
-        secret = bytes.fromhex(_private(path).decode().strip())
+        secret = bytes.fromhex(data.decode().strip())
     except ValueError as error:
         raise InputError(f"64 hex digits in {path}", "something else", "restore the keys directory") from error
     if len(secret) != 32:
@@ -155,8 +156,9 @@ def read_signing_key(directory: Path) -> Ed25519PrivateKey:
 
 
 def _signing_key(path: Path) -> Ed25519PrivateKey:
+    data = _private(path)
     try:
-        key = serialization.load_pem_private_key(_private(path), password=None)
+        key = serialization.load_pem_private_key(data, password=None)
     except ValueError as error:
         raise StorageError(f"a signing key in {path}", "something else", "restore the operator's key") from error
     if not isinstance(key, Ed25519PrivateKey):
@@ -174,6 +176,11 @@ def private_pem(key: Ed25519PrivateKey) -> bytes:
 def public_pem(key: Ed25519PublicKey) -> bytes:
     """A public key as PEM."""
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def endorsed(log: str, pem: bytes) -> bytes:
+    """What a log's signing key signs to endorse the next one (its public PEM)."""
+    return b"sisa-key-endorsement\n" + log.encode() + b"\n" + pem
 
 
 def read_public_key(pem: bytes) -> Ed25519PublicKey:

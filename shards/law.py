@@ -11,6 +11,7 @@ from __future__ import annotations
 from shards import kinds, lock
 from shards.checks import Check, judged, unchecked
 from shards.errors import IntegrityError
+from shards.files import storage
 from shards.lineage import Checkpoint, check_chain
 from shards.vault import KEPT
 from shards.workspace import Workspace
@@ -23,6 +24,11 @@ def check_law(workspace: Workspace, *, completing: frozenset[str] = frozenset())
         workspace: to be asked about.
         completing: request IDs that their driver is about to certify and that so must hold already.
     """
+    with storage(f"ask the law of {workspace.path}"):
+        return _asked(workspace, completing)
+
+
+def _asked(workspace: Workspace, completing: frozenset[str]) -> list[Check]:
     log = _log(workspace)
     if log.outcome == "failed":
         return [log, unchecked("law", "the rest of the law", "it rests on facts that nobody signed for")]
@@ -53,15 +59,25 @@ def _evidence(workspace: Workspace, visible: dict[str, frozenset[bytes]]) -> Che
     """What a checkpoint saw must be known while it is stored; of a purged one, its loss is told."""
     name = "what each checkpoint saw is known"
     history = workspace.book.checkpoints()
-    retired = workspace.book.destroyed_objects()
+    retired = _retired(workspace)
     unknown = [stored for stored in history if stored.checkpoint.key not in visible]
-    lost = [stored for stored in unknown if stored.live or stored.checkpoint.seen not in retired]
+    lost = [stored for stored in unknown if stored.live or stored.checkpoint.key not in retired]
     problems = [f"not of checkpoint {stored.checkpoint.key[:12]}, which is stored" for stored in lost if stored.live]
     if lost and not problems:
         return unchecked("law", name, f"{len(lost)} purged checkpoints have lost their list, {len(history)} were made")
     evidence = f"{len(history)} checkpoints ever made"
     evidence += f", {len(unknown)} of them purged and retired" if unknown else ""
     return judged("law", name, problems, evidence)
+
+
+def _retired(workspace: Workspace) -> frozenset[str]:
+    """Purged checkpoints of which a retention rule destroyed the list, or that of an ancestor."""
+    destroyed = workspace.book.destroyed_objects()
+    retired: set[str] = set()
+    for stored in workspace.book.checkpoints():
+        if not stored.live and (stored.checkpoint.seen in destroyed or stored.checkpoint.link.parent in retired):
+            retired.add(stored.checkpoint.key)
+    return frozenset(retired)
 
 
 def _completed(workspace: Workspace, completing: frozenset[str]) -> frozenset[bytes]:
@@ -77,6 +93,7 @@ def _completed(workspace: Workspace, completing: frozenset[str]) -> frozenset[by
 def _served(workspace: Workspace, visible: dict[str, frozenset[bytes]]) -> Check:
     problems = []
     manifests = workspace.book.manifests()
+    untold = _retired(workspace) - visible.keys()  # nobody can tell any more; the law held when they were destroyed
     for accepted, request in workspace.book.requests():
         forgotten = frozenset(map(bytes.fromhex, request.tombstones))
         for fact, manifest in manifests:
@@ -86,7 +103,7 @@ def _served(workspace: Workspace, visible: dict[str, frozenset[bytes]]) -> Check
                 f"manifest {manifest.generation} serves shard {head.shard} from {head.checkpoint[:12]}, "
                 f"which saw records of request {request.request_id}"
                 for head in manifest.heads
-                if forgotten & visible.get(head.checkpoint, forgotten)
+                if head.checkpoint not in untold and forgotten & visible.get(head.checkpoint, forgotten)
             ]
     evidence = f"{len(manifests)} manifests against {len(workspace.book.requests())} requests"
     return judged("law", "nothing served since acceptance saw a deleted record", problems, evidence)

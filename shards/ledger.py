@@ -5,9 +5,10 @@ a tree head signed by the operator (C2SP tlog-checkpoint). Whoever keeps a head 
 change of what it covers; opening a workspace recomputes the whole tree. The first fact commits to
 the keys and names the log.
 
-One driver at a time writes (see ``shards/lock.py``); anybody may read. The journal mode is
-rollback with ``synchronous=EXTRA``: SQLite 3.7.0 to 3.51.2 can corrupt a write-ahead log when
-several connections reset it, and EXTRA also syncs the directory after a commit.
+One driver at a time writes (see ``shards/lock.py``); anybody may read. The journal is a rollback
+journal (SQLite 3.7.0 to 3.51.2 can corrupt a write-ahead log when several connections reset it) that
+is emptied, not removed, by a commit: its name is made durable once, when the ledger is made, because
+SQLite swallows an error when it syncs the directory of a new one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from shards import kinds
 from shards.digest import canonical_json, parse_json, tree_leaf
 from shards.errors import IntegrityError, StorageError
 from shards.fact import Fact
+from shards.files import fsync_directory, storage
 from shards.keys import read_public_key
 from shards.migrations import migrate
 from shards.note import TreeHead, read_head, sign_head, signed_by
@@ -108,15 +110,20 @@ class Ledger:
         self.path = path
         self._signing_key = signing_key
         self._tree = _Tree()
-        if not create and not path.is_file():
+        with storage(f"find the ledger {path}"):
+            found = path.is_file()
+        if not create and not found:
             raise StorageError(f"a ledger at {path}", "no file", "run `sisa init` first, or check -w")
         with self._errors():
             self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = DELETE")
+            self._db.execute("PRAGMA journal_mode = TRUNCATE")
             self._db.execute("PRAGMA synchronous = EXTRA")
             self._db.execute("PRAGMA secure_delete = ON")
             self._db.text_factory = lambda data: data.decode(errors="surrogateescape")  # damage is judged below
             migrate(self._db)
+        if create:  # SQLite ignores a failed sync of the directory that holds a new journal
+            with storage(f"make the ledger {path} durable"):
+                fsync_directory(path.parent)
 
     def append(
         self, facts: Iterable[tuple[str, Mapping[str, Any]]], *, key: Ed25519PrivateKey | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -27,13 +28,15 @@ def exclusive(path: Path) -> Iterator[None]:
     with storage(f"lock {path}"):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        _take(handle, path)
+        with storage(f"lock {path}"):
+            _take(handle, path)
         with storage(f"lock {path}"):
             os.ftruncate(handle, 0)
             os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield
     finally:
-        os.close(handle)
+        with contextlib.suppress(OSError):  # the lock goes with the descriptor, which is closed even so
+            os.close(handle)
 
 
 def _take(handle: int, path: Path) -> None:
@@ -55,13 +58,14 @@ def _take(handle: int, path: Path) -> None:
 
 def held(path: Path) -> bool:
     """Does a live process hold the lock file ``path``? This is a read-only operation."""
-    if not path.exists():
+    with storage(f"ask who holds {path}"):
+        if not path.exists():
+            return False
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
         return False
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False

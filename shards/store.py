@@ -63,7 +63,9 @@ class Store:
             IntegrityError: if it is missing, or its bytes are not those of the digest.
         """
         path = self.path(digest)
-        if path.is_symlink() or not path.is_dir():  # a purge of a link would leave what it points to
+        with storage(f"read {path}"):
+            missing = path.is_symlink() or not path.is_dir()  # a purge of a link would leave what it points to
+        if missing:
             raise IntegrityError(f"object {digest}", f"nothing at {path}", "run `sisa audit --all`")
         with storage(f"read {path}"):
             entries = sorted(path.iterdir())
@@ -94,9 +96,10 @@ class Store:
 
     def objects(self) -> frozenset[str]:
         """Digests of everything stored, left-overs of killed writes included."""
-        if not self.root.is_dir():
-            return frozenset()
-        return frozenset(entry.name for entry in self.root.iterdir())
+        with storage(f"list {self.root}"):
+            if not self.root.is_dir():
+                return frozenset()
+            return frozenset(entry.name for entry in self.root.iterdir())
 
     def size(self) -> int:
         """Bytes of all stored files."""

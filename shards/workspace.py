@@ -24,7 +24,7 @@ from shards import kinds, lock
 from shards.book import Book, Pinned
 from shards.commitments import commit_slice, empty_slice, leaves_object, read_leaves
 from shards.digest import tensor_digest
-from shards.errors import InputError, IntegrityError, RecipeMismatchError
+from shards.errors import InputError, IntegrityError, RecipeMismatchError, SisaError
 from shards.files import TEMPORARY, remove, storage
 from shards.keys import PUBLIC_FILE, Keyring, read_keyring, read_signing_key
 from shards.layout import ShardLayout
@@ -69,16 +69,26 @@ class Workspace:
         """Open an existing workspace; its whole log is recomputed unless ``check`` is false.
 
         Raises:
-            InputError: if ``path`` is not a workspace.
+            InputError: if ``path`` is not a workspace, or its keys were destroyed when its namespace ended.
             IntegrityError: if a fact or a tree head was altered.
         """
         path = path.resolve()
-        if not (path / CONFIG_FILE).is_file():
+        with storage(f"open the workspace {path}"):
+            found = (path / CONFIG_FILE).is_file()
+        if not found:
             raise InputError(
                 f"a workspace in {path}", f"no {CONFIG_FILE} there", "run `sisa init`, or name another with -w"
             )
-        keys = read_keyring(path / "keys")
-        workspace = cls(path, _ledger(path), keys)
+        ledger = _ledger(path)
+        try:
+            keys = read_keyring(path / "keys")
+        except SisaError as error:
+            ended = ledger.facts(kinds.END)
+            ledger.close()
+            if ended:
+                raise _ended(path, ended[-1].created) from error
+            raise
+        workspace = cls(path, ledger, keys)
         try:
             if check:
                 workspace.ledger.check()
@@ -239,7 +249,8 @@ class Workspace:
         """Remove what killed processes left: files and objects that no fact names."""
         removed = self.vault.sweep(self.book.parts())
         for unnamed in self.leftovers():
-            remove(unnamed)
+            with storage(f"remove {unnamed}"):
+                remove(unnamed)
             removed.append(unnamed.name)
         for name in sorted(self.store.objects() - self.referenced_objects()):
             self.store.purge(name)
@@ -250,11 +261,12 @@ class Workspace:
         """Half-written and retired certificates and the scratch of replays, which nothing may outlive."""
         certificates = self.path / "certificates"
         retired = [certificates / f"{request_id}.json" for request_id in sorted(self.book.retired())]
-        return [
-            *certificates.glob(f"{TEMPORARY}*"),
-            *(path for path in retired if path.exists()),
-            *self.path.glob(f"{SCRATCH}*"),
-        ]
+        with storage(f"list {self.path}"):
+            return [
+                *certificates.glob(f"{TEMPORARY}*"),
+                *(path for path in retired if path.exists()),
+                *self.path.glob(f"{SCRATCH}*"),
+            ]
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -287,6 +299,14 @@ class Workspace:
             "keys": self.keys.commitment(),
             "namespace": namespace,
         }
+
+
+def _ended(path: Path, when: str) -> InputError:
+    return InputError(
+        f"a workspace in {path} with its keys",
+        f"one whose namespace ended on {when[:10]}: its root secret was destroyed (`sisa tombstones --destroy-keys`)",
+        "make another workspace for new records; certificates can still be verified by file and public key",
+    )
 
 
 def _ledger(path: Path, *, create: bool = False) -> Ledger:

@@ -21,6 +21,7 @@ from shards.note import TreeHead, read_head, signed_by
 from shards.tlog import tree_hash
 from shards.workspace import Workspace
 
+_MARK = ".retired"
 NAME = "the ledger is not older than its anchor"
 
 
@@ -110,22 +111,32 @@ def check_anchor(workspace: Workspace, location: str | None) -> Check:
 
 
 def bring_up_to_date(workspace: Workspace, location: str | None) -> None:
-    """Anchor every request in force and the newest head; what is there already is left alone."""
+    """Anchor every request in force and the newest head; what is there already is left alone.
+
+    Of a retired request only a mark stays, so that a restored backup retires it again.
+    """
     if location is None:
         return
     anchor = open_anchor(workspace, location)
     if not _was_used(workspace, location):
+        # The head first: killed in between, the place is used and not said to be, which does no harm.
+        anchor.put_head(workspace.ledger.head())
         workspace.ledger.append([(kinds.ANCHOR, {"location": _mark(location)})])
     known = anchor.requests()
-    retired = workspace.book.retired()
-    for fact, _ in anchored_requests(anchor) if retired else ():
-        if fact.body["request_id"] in retired:
-            anchor.remove_request(_name(fact))
+    retired = set()
     for fact, request in workspace.book.requests():
-        name = _name(fact)
-        if name not in known and not request.retired:
+        name = _name(fact) if not request.retired else f"{request.object}{_MARK}"
+        if request.retired:
+            retired.add(request.object)
+            document: dict[str, Any] = {"request_id": request.request_id, "retired": request.object}
+        else:
             files = {name: data.decode() for name, data in request.targets.files().items()}
-            anchor.put_request(name, canonical_json({"fact": fact.to_json(), "targets": files}))
+            document = {"fact": fact.to_json(), "targets": files}
+        if name not in known:
+            anchor.put_request(name, canonical_json(document))
+    for fact, _ in anchored_requests(anchor) if retired else ():
+        if fact.body["object"] in retired:
+            anchor.remove_request(_name(fact))
     note = workspace.ledger.head()
     if anchor.head() != note:
         anchor.put_head(note)
@@ -139,6 +150,8 @@ def anchored_requests(anchor: Anchor) -> list[tuple[Fact, dict[str, bytes]]]:
     """
     requests: list[tuple[Fact, dict[str, bytes]]] = []
     for name, data in anchor.requests().items():
+        if name.endswith(_MARK):
+            continue
         try:
             document: dict[str, Any] = parse_json(data)
             fact = Fact(**document["fact"])
@@ -149,6 +162,25 @@ def anchored_requests(anchor: Anchor) -> list[tuple[Fact, dict[str, bytes]]]:
             raise IntegrityError(f"an anchored request in {name}", f"another fact, {fact.kind}", "see docs/backups.md")
         requests.append((fact, files))
     return requests
+
+
+def anchored_retirements(anchor: Anchor) -> dict[str, str]:
+    """Object of each request whose tombstones were destroyed by retention rule → the request's ID.
+
+    Raises:
+        IntegrityError: if a mark is damaged.
+    """
+    marks = [(name, data) for name, data in anchor.requests().items() if name.endswith(_MARK)]
+    try:
+        documents = [(name, parse_json(data)) for name, data in marks]
+        retired = {str(mark["retired"]): str(mark["request_id"]) for _, mark in documents}
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            "the mark of a retired request in the anchor", str(error), "see docs/backups.md"
+        ) from error
+    if [name for name, _ in marks] != [f"{mark['retired']}{_MARK}" for _, mark in documents]:
+        raise IntegrityError("the mark of a retired request in the anchor", "another's", "see docs/backups.md")
+    return retired
 
 
 def _name(fact: Fact) -> str:

@@ -17,13 +17,15 @@ from typing import Any
 from shards.book import Stored
 from shards.checks import Check, judged
 from shards.deletion import subject_tag
-from shards.errors import InputError, MissingDependencyError, RecordError
+from shards.errors import InputError, IntegrityError, MissingDependencyError, RecordError
+from shards.keys import PUBLIC_FILE
 from shards.law import check_law
 from shards.records import Record, read_records
 from shards.workspace import Workspace
 from sisa.anchoring import check_anchor
 from sisa.certificate import is_intact
 from sisa.config import Settings
+from sisa.people import references
 
 
 def audit_record(workspace: Workspace, record_id: str) -> dict[str, Any]:
@@ -189,7 +191,7 @@ def _described(stored: Stored) -> dict[str, Any]:
 def audit_everything(workspace: Workspace, anchor: str | None) -> list[Check]:
     """The law of the whole workspace, its log first, and whether it is older than its anchor."""
     law = [*check_law(workspace), check_anchor(workspace, anchor)]
-    return law if law[0].outcome == "failed" else [*law, _certified(workspace)]
+    return law if law[0].outcome == "failed" else [*law, _certified(workspace), _referred(workspace), _key(workspace)]
 
 
 def _certified(workspace: Workspace) -> Check:
@@ -205,32 +207,70 @@ def _certified(workspace: Workspace) -> Check:
     return judged("law", name, problems, f"{len(workspace.book.certificates())} certificates")
 
 
+def _referred(workspace: Workspace) -> Check:
+    """The file of texts behind references is intact."""
+    name = "the texts behind references are those that were referred to"
+    try:
+        references(workspace).text("")  # reading any reads and checks all
+    except IntegrityError as error:
+        return judged("law", name, [f"expected {error.expected}, found {error.found}"], "")
+    return judged("law", name, [], "one private file of the vault")
+
+
+def _key(workspace: Workspace) -> Check:
+    """The public key that lies there to be given away is the one in force."""
+    name = "the public key filed is the log's"
+    named = workspace.book.signing_keys()[-1]
+    file = workspace.path / "keys" / PUBLIC_FILE
+    intact = file.is_file() and file.read_bytes() == named.body["public_key"].encode()
+    return judged("law", name, [] if intact else [f"keys/{PUBLIC_FILE} is another"], f"of fact {named.seq}")
+
+
 def audit_residue(workspace: Workspace, settings: Settings, files: Sequence[Path]) -> list[Check]:
     """Search everything stored here, and Ray's directories, for the caller's copy of deleted records.
+
+    Registered data files outside the workspace are searched too; what they hold is the operator's
+    to clean, and fails nothing.
 
     Args:
         workspace: to be searched.
         settings: its configuration; the tokenizer is asked if the training extra is installed.
-        files: the caller's copy of the deleted records.
+        files: the caller's copy of the deleted records, outside of what is searched.
 
     Raises:
-        RecordError: if the copy cannot be read, or names a record that is still held.
+        InputError: if the copy lies where residues are searched for.
+        RecordError: if it cannot be read, or holds a record that is not deleted.
     """
-    from sisa.residue import needles, ray_directories, residue_checks, scan
+    from shards.needles import needles
+    from sisa.residue import data_check, ray_directories, residue_checks, scan
 
+    roots = [workspace.path, *ray_directories()]
+    for file in files:
+        if _lies_in(file, roots):
+            raise InputError(
+                "your copy of the deleted records outside of what is searched",
+                f"{file}, which is searched and would itself be a residue",
+                "move it out of the workspace and of Ray's directories",
+            )
     recipe = settings.recipe
     incoming = read_records(files, recipe.task, columns=settings.options.columns, labels=recipe.labels or None)
     deleted = [item.record for item in incoming]
     survivors = [stored.record for stored in workspace.survivors()]
-    kept = sorted({record.id for record in deleted} & {record.id for record in survivors})
+    held = {(record.id, record.content) for record in survivors}
+    kept = sum((record.id, record.content) in held for record in deleted)
     if kept:
-        raise RecordError("deleted records only", f"{len(kept)} that are held", "delete them first, or leave them out")
-    wanted, left_out = needles(deleted, _tokeniser(settings), survivors=survivors)
-    found = scan([workspace.path, *ray_directories()], wanted)
-    return residue_checks(found, wanted, left_out)
+        raise RecordError("deleted records only", f"{kept} that are held", "delete them first, or leave them out")
+    wanted, left_out = needles(deleted, _tokeniser(settings), survivors)
+    checks = residue_checks(scan(roots, wanted), wanted, left_out)
+    data = [path for name in settings.options.data if not _lies_in(path := workspace.path / name, roots)]
+    return [*checks, data_check(scan(data, wanted))] if data else checks
 
 
-def _tokeniser(settings: Settings) -> Callable[[Record], Sequence[Sequence[int]]] | None:
+def _lies_in(file: Path, roots: Sequence[Path]) -> bool:
+    return any(file.resolve().is_relative_to(root.resolve()) for root in roots)
+
+
+def _tokeniser(settings: Settings) -> Callable[[Record], Sequence[int]] | None:
     """How the trainer turns a record into tokens; None without the training extra or the base model."""
     recipe = settings.recipe
     try:
@@ -241,4 +281,4 @@ def _tokeniser(settings: Settings) -> Callable[[Record], Sequence[Sequence[int]]
         tokenizer = load_tokenizer(recipe, settings.options.base_model)
     except (MissingDependencyError, InputError):
         return None
-    return lambda record: [encode(record, recipe, tokenizer).tokens]
+    return lambda record: encode(record, recipe, tokenizer).tokens

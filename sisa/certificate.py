@@ -18,7 +18,7 @@ from shards.deletion import NOT_PRESENT, DeletionRequest
 from shards.digest import bytes_digest, canonical_json, files_digest, parse_json
 from shards.errors import IntegrityError
 from shards.fact import Fact
-from shards.files import replace_file
+from shards.files import replace_file, storage
 from shards.keys import public_pem, read_signing_key
 from shards.lineage import Checkpoint
 from shards.note import LogProof, read_head
@@ -76,12 +76,13 @@ def issue(workspace: Workspace, request: DeletionRequest, law: Sequence[Check]) 
 def is_intact(workspace: Workspace, request_id: str, fact: Fact) -> bool:
     """Does the request's certificate lie there with exactly the bytes that its fact gives it?"""
     path = certificate_path(workspace, request_id)
+    with storage(f"read {path}"):
+        data = path.read_bytes() if path.is_file() else b""
     try:
-        data = path.read_bytes()
         envelope = parse_json(data)["envelope"]
         size = read_head(parse_json(read_envelope(envelope).payload)["predicate"]["log"]["head"]).size
         return envelope_digest(envelope) == fact.body["digest"] and data == _file(workspace, envelope, size, fact)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
@@ -179,9 +180,7 @@ def _predicate(workspace: Workspace, request: DeletionRequest, law: Sequence[Che
             "surviving": sum(part.records for part in workspace.book.parts()),
             "digest": vault_digest(workspace.survivors()),
         },
-        "erasure": erasure_status(accepted, erasures, purges, handed_out)
-        if request.kind != NOT_PRESENT
-        else [],
+        "erasure": erasure_status(accepted, erasures, purges, handed_out) if request.kind != NOT_PRESENT else [],
         "handed_out": handed_out,
         "replay": {
             "recipe": pinned.recipe,
@@ -254,17 +253,12 @@ def _prior(workspace: Workspace, request: DeletionRequest, accepted: Fact) -> tu
     wanted = {bytes.fromhex(tag) for tag in request.tags}
     proofs: list[dict[str, Any]] = []
     facts: list[Fact] = []
-    for fact, made in reversed(workspace.book.commitments()):
-        if not wanted:
-            break
-        if fact.seq > accepted.seq or not made.records:
-            continue
-        leaves = workspace.slice_leaves(made.leaves)
+    for fact, made in workspace.book.slices_at(accepted.seq) if wanted else ():
+        leaves = workspace.slice_leaves(made.leaves) if made.records else {}
         for tag in sorted(wanted & leaves.keys()):
             proof = prove(leaves, tag).to_json()
             proofs.append({"tag": tag.hex(), "fact": fact.seq, "commitment": leaves[tag].hex(), "proof": proof})
             facts.append(fact)
-            wanted.discard(tag)
     return sorted(proofs, key=lambda entry: str(entry["tag"])), facts
 
 

@@ -27,6 +27,7 @@ from shards.deletion import DELETED, NOT_PRESENT, DeletionRequest, subject_tag, 
 from shards.errors import InputError, LawViolationError, OperationError, UnknownRecordError
 from shards.law import check_law
 from shards.plan import Impact, Plan, difference, make_plan
+from shards.references import reference
 from shards.targets import Targets
 from shards.vault import StoredRecord
 from shards.workspace import Workspace
@@ -134,7 +135,7 @@ def delete(
         with session.driving():
             session.refuse_other_recipe()
             target = _look_up(session, ids, subjects, ignore_missing)
-            target = _as_repeated(session.workspace, request_id, target)
+            target = _as_repeated(session.workspace, request_id, target, who)
             labels_gone = _labels_gone(session.workspace, target.records)
             covering += target.earlier
             refuse_held(session.workspace, target.records, request_id, who)
@@ -216,7 +217,9 @@ def _look_up(session: Session, ids: Sequence[str], subjects: Sequence[str], igno
     )
 
 
-def _as_repeated(workspace: Workspace, request_id: str | None, target: _Target) -> _Target:
+def _as_repeated(
+    workspace: Workspace, request_id: str | None, target: _Target, who: Mapping[str, str]
+) -> _Target:
     """The target less what earlier requests said already; a request ID may be repeated for the same only."""
     said = {tag for request in target.earlier for tag in request.targets.absent}
     target = replace(target, absent=tuple(tag for tag in target.absent if tag not in said))
@@ -228,7 +231,14 @@ def _as_repeated(workspace: Workspace, request_id: str | None, target: _Target) 
     if found is None:
         return target
     same = found[1]
-    if not target.records and set(target.absent) == set(same.targets.absent) and not same.tags:
+    said_by = {kind: reference(workspace.keys.reference, kind, text) for kind, text in who.items() if text}
+    if said_by and said_by != same.references:
+        raise InputError(
+            f"a new request, or request {request_id} as it was made",
+            f"request {request_id} exists with another requester, authoriser, reason or basis",
+            "choose another --request-id, or repeat it without these",
+        )
+    if not target.records and set(target.absent) == set(same.targets.absent) and not (same.tags or same.retired):
         return replace(target, earlier=(*target.earlier, same), absent=())
     if target.records or target.absent or same not in target.earlier:
         raise InputError(

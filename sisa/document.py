@@ -214,6 +214,10 @@ def _is_version(value: object) -> bool:
     return _is_count(value) and value == 1
 
 
+def _is_statement(value: object) -> bool:
+    return value in ("deleted", "not-present")
+
+
 def _is_digest(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
@@ -225,12 +229,12 @@ def _is_digest_or_null(value: object) -> bool:
 _SPARSE = {"siblings": _is_text, "occupant": _is_text}
 _FACT = {"seq": _is_count, "kind": _is_text, "body": _is_object, "created": _is_text, "proof": [_is_digest]}
 _LOG = {"origin": _is_text, "head": _is_text, "facts": [_FACT]}
-_LINK = {name: _is_count for name in ("slice", "chain", "environment")}
-_LINK |= {name: _is_digest for name in ("records", "key", "root", "tensors")}
+_LINK = dict.fromkeys(("slice", "chain", "environment"), _is_count)
+_LINK |= dict.fromkeys(("records", "key", "root", "tensors"), _is_digest)
 _TARGETS = {"tags": [_is_digest], "tombstones": [_is_digest], "absent": [_is_digest], "salt": _is_digest}
 _CERTIFICATE = {
     "version": _is_version,
-    "statement": _is_text,
+    "statement": _is_statement,
     "issued": _is_text,
     "clock": _is_text,
     "issuer": {"program": _is_text, "code": _is_digest, "public_key": _is_text},

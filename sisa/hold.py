@@ -58,6 +58,7 @@ def lift(workspace: Workspace, hold_id: str, who: Mapping[str, str] = NOBODY) ->
     if hold_id not in workspace.book.holds():
         raise InputError("the ID of a hold in force", repr(hold_id), "see `sisa hold --list`")
     workspace.ledger.append([(kinds.RELEASE, {"hold_id": hold_id, "references": refer(workspace, who)})])
+    workspace.sweep()  # what the hold covered is nobody's business any more
     return {"hold_id": hold_id, "lifted": True}
 
 

@@ -32,7 +32,7 @@ class Ingested:
         files_missing: registered files that are not there (any more).
         same_content: where records were read that were taken in although the same content was deleted
             under another ID; leaving them out would make the order of requests matter.
-        readmitted: deleted records taken in again as new versions, because the caller said so.
+        readmitted: of those added, new versions of deleted records: the caller or the file said so.
     """
 
     added: int
@@ -127,7 +127,7 @@ def take_in(
             "mend the lines named; nothing was ingested",
         )
     truncated = sum(stored.truncated for stored in new)
-    readmitted = sum(after.record != before.record for before, after in zip(read, incoming, strict=True))
+    readmitted = len(_returning(session, new))
     ingested = Ingested(len(new), unchanged, tombstoned, truncated, missing, same_content, readmitted)
     commit(session, new, ingested)
     return ingested
@@ -140,6 +140,17 @@ def _as_new_version(item: Incoming, session: Session, forgotten: Set[bytes]) -> 
     while record_tag(keys, namespace, item.record.id, version) in forgotten:
         version += 1
     return replace(item, record=replace(item.record, version=version))
+
+
+def _returning(session: Session, new: Sequence[StoredRecord]) -> list[StoredRecord]:
+    """Those that are versions after a deleted one: readmitted, or declared so in the file."""
+    keys, namespace = session.workspace.keys, session.recipe.namespace
+    forgotten = session.workspace.book.tombstones()
+    return [
+        stored
+        for stored in new
+        if record_tag(keys, namespace, stored.record.id, stored.record.version - 1) in forgotten
+    ]
 
 
 def _registered(session: Session) -> tuple[list[Path], tuple[str, ...]]:
@@ -181,7 +192,7 @@ def commit(session: Session, new: Sequence[StoredRecord], ingested: Ingested) ->
         "removed": [],
     }
     facts.append((kinds.INGEST, body))
-    if ingested.readmitted:
-        again = sorted(stored.tag.hex() for stored in new if stored.record.version > 1)
-        facts.append((kinds.READMISSION, {"tags": again, "records": ingested.readmitted}))
+    returning = _returning(session, new)
+    if returning:
+        facts.append((kinds.READMISSION, {"tags": sorted(stored.tag.hex() for stored in returning)}))
     workspace.ledger.append([*facts, *workspace.recommit(plan)])

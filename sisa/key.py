@@ -14,10 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from shards import kinds
 from shards.digest import bytes_digest
 from shards.errors import InputError
-from shards.files import remove, replace_file
+from shards.files import fsync_directory, remove, replace_file, storage
 from shards.keys import (
+    PRIVATE_FILE,
     PUBLIC_FILE,
+    ROOT_FILE,
     discard_next_key,
+    endorsed,
     private_pem,
     promote_next_key,
     public_pem,
@@ -26,6 +29,7 @@ from shards.keys import (
     write_next_key,
 )
 from shards.workspace import Workspace
+from sisa.delete import unfinished_requests
 
 Reason = Literal["planned", "lost", "stolen"]
 
@@ -45,7 +49,8 @@ def rotate(workspace: Workspace, reason: Reason = "planned") -> dict[str, Any]:
         ``{public_key, from_fact, reason}``.
 
     Raises:
-        InputError, StorageError: if the old key cannot be read and the rotation is a planned one.
+        InputError, StorageError: if the rotation is a planned one and the old key cannot be read, or is
+            not the one that the log names.
     """
     keys = workspace.path / "keys"
     last = workspace.book.signing_keys()[-1]
@@ -55,6 +60,12 @@ def rotate(workspace: Workspace, reason: Reason = "planned") -> dict[str, Any]:
         return {"public_key": str(keys / PUBLIC_FILE), "from_fact": last.seq, "reason": last.body["reason"]}
     discard_next_key(keys)
     old = read_signing_key(keys) if reason == "planned" else None
+    if old is not None and public_pem(old.public_key()).decode() != last.body["public_key"]:
+        raise InputError(
+            "the signing key that the log names last, to endorse the next one",
+            f"another key in {keys / PRIVATE_FILE}",
+            "restore that key, or declare it --lost or --stolen",
+        )
     new = Ed25519PrivateKey.generate()
     pem = public_pem(new.public_key())
     write_next_key(keys, private_pem(new))
@@ -67,11 +78,6 @@ def rotate(workspace: Workspace, reason: Reason = "planned") -> dict[str, Any]:
     (fact,) = workspace.ledger.append([(kinds.KEY, body)], key=new)
     promote_next_key(keys)
     return {"public_key": str(keys / PUBLIC_FILE), "from_fact": fact.seq, "reason": reason}
-
-
-def endorsed(log: str, pem: bytes) -> bytes:
-    """What an old key signs to endorse a new one."""
-    return b"sisa-key-endorsement\n" + log.encode() + b"\n" + pem
 
 
 def history(workspace: Workspace) -> list[dict[str, Any]]:
@@ -107,12 +113,23 @@ def destroy(workspace: Workspace) -> None:
     """End the namespace: destroy its root secret; every tag is as good as random from then on.
 
     Raises:
-        InputError: if records are still held.
+        InputError: if records are still held, or a deletion is not completed.
     """
     held = len(workspace.survivors())
     if held:
         raise InputError(
             "a namespace without records", f"{held} records", "delete them first, each with its certificate"
         )
-    workspace.ledger.append([(kinds.END, {"destroyed": "root.key"})])
-    remove(workspace.path / "keys" / "root.key")
+    waiting = unfinished_requests(workspace)
+    if waiting:
+        raise InputError(
+            "a namespace whose deletions are all certified",
+            f"request {waiting[0].request_id} is under way",
+            "finish it with `sisa train`; without the keys nobody can",
+        )
+    keys = workspace.path / "keys"
+    if not workspace.ledger.facts(kinds.END):  # or it was said, and killed before it was done
+        workspace.ledger.append([(kinds.END, {"destroyed": ROOT_FILE})])
+    with storage(f"destroy {keys / ROOT_FILE}"):
+        remove(keys / ROOT_FILE)
+        fsync_directory(keys)

@@ -21,7 +21,7 @@ on {accepted} we accepted your request {request_id} to delete {records}. This is
   How to check it: docs/verify-it-yourself.md. If you hold an ingestion receipt, the check can bind the
   certificate to your record.
 
-{backups}
+{absent}{backups}
 {handed_out}
 What this does not say. The certificate lists it in full; in short, we do not claim anything about:
 {not_claimed}
@@ -45,6 +45,12 @@ _PENDING = """Dear {requester},
 on {accepted} we accepted your request {request_id} to delete {records}. From that moment no part of the
 model in use has been trained on {it}. Removing it everywhere and training the affected part again is under
 way. You will hear from us when it is done.
+"""
+
+_PENDING_ABSENT = """Dear {requester},
+
+on {accepted} we received your request {request_id}. We looked, and hold no record under the IDs you named.
+The signed statement of this is under way. You will hear from us when it is done.
 """
 
 _REFUSED = """Dear {requester},
@@ -84,7 +90,7 @@ def letter(workspace: Workspace, request_id: str) -> str:
     if request.retired:
         raise InputError(f"a request {request_id} that is remembered", "one that was retired", "keep letters elsewhere")
     if sealed is None:
-        return _PENDING.format(**values)
+        return (_PENDING if request.tags else _PENDING_ABSENT).format(**values)
     if not is_intact(workspace, request_id, sealed):
         raise InputError(f"the certificate of {request_id}", "a damaged one", "run `sisa train`, which issues it again")
     predicate = read_certificate(read_limited(certificate_path(workspace, request_id))).predicate
@@ -94,10 +100,15 @@ def letter(workspace: Workspace, request_id: str) -> str:
         "retrained": str(len(predicate["retrained"])),
         "slices": str(sum(len(lineage["links"]) for lineage in predicate["lineages"])),
         "not_claimed": "\n".join(f"- {claim};" for claim in predicate["not_claimed"]),
+        "absent": _absent(len(request.targets.absent)),
         "backups": _backups(predicate["erasure"]),
         "handed_out": _handed_out(workspace, predicate["handed_out"]),
     }
     return (_DONE if request.tags else _ABSENT).format(**values)
+
+
+def _absent(count: int) -> str:
+    return f"Under {count} of the IDs you named we hold no record; the certificate shows that too.\n\n" if count else ""
 
 
 def _backups(erasure: list[dict[str, str]]) -> str:
@@ -120,13 +131,14 @@ def _refusal(workspace: Workspace, name: str) -> str:
     if fact is None:
         raise UnknownRecordError("the ID of a request or refusal", repr(name), "see `sisa status`")
     who = {"requester": "Sir or Madam"} | told(workspace, fact.body["references"])
+    # Under a hold, what was said is why the person asked, not why it was refused.
     held = "The data is under a legal hold and must be kept for now.\n" if fact.body["holds"] else ""
     return _REFUSED.format(
         requester=who["requester"],
         named=f" {fact.body['request_id']}" if fact.body["request_id"] else "",
         refusal_id=fact.body["refusal_id"],
         created=fact.created[:10],
-        reason=who.get("reason", "a legal hold" if held else "not stated"),
-        basis=f"Legal basis: {who['basis']}\n" if "basis" in who else "",
+        reason="a legal hold" if held else who["reason"],
+        basis=f"Legal basis: {who['basis']}\n" if "basis" in who and not held else "",
         held=held,
     )

@@ -114,6 +114,10 @@ def print_status(document: dict[str, Any]) -> None:
     for request in document["requests"]:
         what = f"{request['state']}, {request['records']} record(s), accepted {request['accepted'][:19]}"
         out.print(f"request {request['request_id']}: {what}")
+    if document["holds"] or document["refusals"]:
+        out.print(f"{len(document['holds'])} legal hold(s) in force, {document['refusals']} refusal(s) on record")
+    anchored = escape(document["anchor"]) if document["anchor"] else "[yellow]nowhere[/] (see docs/backups.md)"
+    out.print(f"log of {document['log']['facts']} facts, anchored in {anchored}")
 
 
 def print_document(document: dict[str, Any]) -> None:

@@ -7,17 +7,21 @@ that history was lost; nothing hides that (``docs/backups.md``).
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
 from orchestration.executor import Executor, SliceTrainer
 from shards import kinds
+from shards.anchor import Anchor
 from shards.digest import bytes_digest, files_digest
 from shards.errors import InputError, IntegrityError
+from shards.fact import Fact
 from shards.note import read_head
 from shards.targets import Targets
-from sisa.anchoring import anchored_requests, foreign, open_anchor, rollback
-from sisa.delete import apply, finish_requests
+from shards.workspace import Workspace
+from sisa.anchoring import anchored_requests, anchored_retirements, foreign, open_anchor, rollback
+from sisa.delete import apply, finish_requests, unfinished_requests
 from sisa.retention import retire_requests
 from sisa.session import Report, Session, silent
 
@@ -30,15 +34,23 @@ class Recovered:
         lost: facts that the anchored head covered and the restored ledger has not.
         reapplied: IDs of requests accepted again.
         retired: IDs of requests whose tombstones had been destroyed, and are again.
+        irrecoverable: IDs of requests made after the backup whose tombstones were destroyed: nobody can tell
+            any more which records they were about, and the backup brought these back.
     """
 
     lost: int
     reapplied: tuple[str, ...]
     retired: tuple[str, ...]
+    irrecoverable: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The ``recover`` JSON document."""
-        return {"lost_facts": self.lost, "reapplied": list(self.reapplied), "retired": list(self.retired)}
+        return {
+            "lost_facts": self.lost,
+            "reapplied": list(self.reapplied),
+            "retired": list(self.retired),
+            "irrecoverable": list(self.irrecoverable),
+        }
 
 
 def recover(
@@ -51,7 +63,7 @@ def recover(
     """Bring a restored workspace up to every deletion that was ever anchored.
 
     Raises:
-        InputError: if there is no anchor, or it belongs to another log.
+        InputError: if there is no anchor, it holds nothing, or it belongs to another log.
         IntegrityError: if the anchor is damaged.
         OperationError: if retraining failed; everything is forgotten again by then.
     """
@@ -60,29 +72,54 @@ def recover(
         raise InputError("an anchor to recover from", "none in sisa.yaml", "set anchor, or see docs/backups.md")
     with workspace.driving():
         anchor = open_anchor(workspace, location)
-        note, problem = anchor.head(), rollback(workspace, location)
-        if note is None or not problem:
-            return Recovered(0, (), ())
+        note = anchor.head()
+        if note is None:
+            raise InputError(
+                f"this log's anchor in {location}",
+                "nothing of this log",
+                "mount or reach the place this workspace was anchored in, and set anchor to it",
+            )
+        problem = rollback(workspace, location)
         if foreign(workspace, read_head(note)):
             raise InputError("this log's anchor", problem, "set anchor to the place this workspace was anchored in")
-        local = {request.request_id for _, request in workspace.book.requests()}
-        anchored = anchored_requests(anchor)
-        known = {fact.body["request_id"] for fact, _ in anchored}
-        lost = [(fact, files) for fact, files in anchored if fact.body["request_id"] not in local]
-        for fact, files in lost:
-            if files_digest({name: bytes_digest(data) for name, data in files.items()}) != fact.body["object"]:
-                raise IntegrityError("the targets that an anchored request names", "others", "see docs/backups.md")
-        size = read_head(workspace.ledger.head()).size
-        reapplied = tuple(str(fact.body["request_id"]) for fact, _ in lost)
-        restore = {"lost_head": note, "from": size, "requests": list(reapplied)}
-        workspace.ledger.append([(kinds.RESTORE, restore)])
-        for fact, files in lost:
-            said = fact.body
-            apply(workspace, Targets.from_files(files), said["request_id"], said["references"], said["backup_days"])
+        size, retirements = read_head(workspace.ledger.head()).size, anchored_retirements(anchor)
+        known = {request.object for _, request in workspace.book.requests()}
+        reapplied = _reapply(workspace, anchor, note, retirements.keys() | known) if problem else ()
+        session.anchor()
+        if unfinished_requests(workspace):
+            finish_requests(session, executor, trainer, report).raise_errors()
         # What was destroyed by retention rule came back with the backup, and goes again.
-        gone = sorted((local & workspace.book.certificates().keys()) - known - workspace.book.retired())
-        retire_requests(workspace, gone, "destroyed before the backup was restored")
+        again = [request for _, request in workspace.book.requests() if request.object in retirements]
+        retired = tuple(request.request_id for request in again if not request.retired)
+        retire_requests(workspace, retired, "destroyed before the backup was restored")
         session.anchor()
-        finish_requests(session, executor, trainer, report).raise_errors()
-        session.anchor()
-    return Recovered(max(0, read_head(note).size - size), reapplied, tuple(gone))
+    return Recovered(
+        lost=max(0, read_head(note).size - size) if problem else 0,
+        reapplied=reapplied,
+        retired=retired,
+        irrecoverable=tuple(name for made, name in retirements.items() if problem and made not in known),
+    )
+
+
+def _reapply(workspace: Workspace, anchor: Anchor, note: str, known: Set[str]) -> tuple[str, ...]:
+    """Accept every anchored request again that is not known here; returns their IDs.
+
+    A request is the same if its targets are: their salts are random, and a name may have been given twice.
+    """
+    anchored = {fact.body["object"]: (fact, files) for fact, files in anchored_requests(anchor)}
+    lost = [found for name, found in anchored.items() if name not in known]
+    for fact, files in lost:
+        if files_digest({name: bytes_digest(data) for name, data in files.items()}) != fact.body["object"]:
+            raise IntegrityError("the targets that an anchored request names", "others", "see docs/backups.md")
+    taken = {request.request_id for _, request in workspace.book.requests()}
+    again: dict[str, tuple[Fact, dict[str, bytes]]] = {}
+    for fact, files in lost:
+        name = str(fact.body["request_id"])
+        if name in taken | again.keys():
+            name = f"{name[:119]}-{fact.body['object'][:8]}"
+        again[name] = fact, files
+    size = read_head(workspace.ledger.head()).size
+    workspace.ledger.append([(kinds.RESTORE, {"lost_head": note, "from": size, "requests": list(again)})])
+    for name, (fact, files) in again.items():
+        apply(workspace, Targets.from_files(files), name, fact.body["references"], fact.body["backup_days"])
+    return tuple(again)

@@ -7,7 +7,7 @@ behind its references go; the ledger keeps a salted digest. A record may come ba
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -37,6 +37,9 @@ def list_tombstones(workspace: Workspace) -> list[dict[str, Any]]:
 def retire(workspace: Workspace, older_than_days: int) -> list[str]:
     """Destroy the tombstones of requests completed longer ago than that; returns the requests' IDs.
 
+    Where the operator declared how long backups live, a tombstone lives at least as long: after that
+    no backup brings the record back.
+
     Args:
         workspace: whose caller drives it.
         older_than_days: the retention rule.
@@ -46,14 +49,15 @@ def retire(workspace: Workspace, older_than_days: int) -> list[str]:
     """
     if older_than_days < 0:
         raise InputError("a number of days", str(older_than_days), "name how long tombstones are kept")
-    limit = datetime.now(UTC) - timedelta(days=older_than_days)
+    now = datetime.now(UTC)
     done = workspace.book.certificates()
     old = [
         request.request_id
         for _, request in workspace.book.requests()
         if not request.retired
         and request.request_id in done
-        and datetime.fromisoformat(done[request.request_id].created) <= limit
+        and datetime.fromisoformat(done[request.request_id].created)
+        <= now - timedelta(days=max(older_than_days, request.backup_days or 0))
     ]
     retire_requests(workspace, old, f"completed more than {older_than_days} days ago")
     return old
@@ -63,23 +67,39 @@ def retire_requests(workspace: Workspace, request_ids: Sequence[str], rule: str)
     """Destroy the tombstones of these requests: the fact first, then what it names."""
     if not request_ids:
         return
-    requests = [request for _, request in workspace.book.requests() if request.request_id in set(request_ids)]
-    tags = {bytes.fromhex(tag) for request in requests for tag in (*request.tombstones, *request.targets.absent)}
-    objects = {request.object for request in requests} | _naming(workspace, tags)
-    objects |= {
-        fact.body["object"] for fact in workspace.book.refusals() if fact.body["request_id"] in set(request_ids)
-    }
-    kept = {
-        reference
-        for _, request in workspace.book.requests()
-        if request not in requests
-        for reference in request.references.values()
-    }
-    texts = {reference for request in requests for reference in request.references.values()} - kept
+    going = set(request_ids)
+    requests = [request for _, request in workspace.book.requests() if request.request_id in going]
+    refusals = [fact for fact in workspace.book.refusals() if fact.body["request_id"] in going]
+    tags = {bytes.fromhex(tag) for request in requests for tag in request.tombstones}
+    objects = {request.object for request in requests} | {fact.body["object"] for fact in refusals}
+    objects |= _naming(workspace, tags) - _proving(workspace, going)
+    texts = {name for request in requests for name in request.references.values()}
+    texts |= {name for fact in refusals for name in fact.body["references"].values()}
+    texts -= _said_elsewhere(workspace, going)
     body = {"requests": sorted(request_ids), "objects": sorted(objects), "rule": rule}
     workspace.ledger.append([(kinds.RETIRED, body)])
     references(workspace).forget(texts)
     workspace.sweep()
+
+
+def _said_elsewhere(workspace: Workspace, going: Set[str]) -> set[str]:
+    """References that a request, refusal or hold still names once those requests are gone."""
+    gone = going | workspace.book.retired()
+    facts = workspace.ledger.facts(kinds.REQUEST, kinds.REFUSAL, kinds.HOLD, kinds.RELEASE)
+    return {
+        name for fact in facts if fact.body.get("request_id") not in gone for name in fact.body["references"].values()
+    }
+
+
+def _proving(workspace: Workspace, going: Set[str]) -> set[str]:
+    """Slices by which another request's certificate proves what was held; they go with that request."""
+    return {
+        made.leaves
+        for accepted, request in workspace.book.requests()
+        if not request.retired and request.request_id not in going
+        for _, made in workspace.book.slices_at(accepted.seq)
+        if _holds(lambda n=made.leaves: workspace.slice_leaves(n).keys(), {bytes.fromhex(tag) for tag in request.tags})
+    }
 
 
 def _naming(workspace: Workspace, tags: set[bytes]) -> set[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from shards.layout import ShardLayout
 from shards.lineage import Checkpoint
 from shards.manifest import Head
+from shards.note import read_head
 from shards.plan import make_plan
 from shards.workspace import Workspace
 from sisa.session import Session
@@ -50,6 +51,10 @@ def status(session: Session) -> dict[str, Any]:
             }
             for fact, request in workspace.book.requests()
         ],
+        "holds": sorted(workspace.book.holds()),
+        "refusals": len(workspace.book.refusals()),
+        "log": {"origin": workspace.book.genesis().body["log"], "facts": read_head(workspace.ledger.head()).size},
+        "anchor": session.options.anchor,
         "storage_bytes": workspace.store.size() + workspace.vault.size() + workspace.ledger.path.stat().st_size,
     }
 

@@ -17,11 +17,13 @@ to write another verifier: ``docs/verify-it-yourself.md``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from shards import kinds
@@ -29,7 +31,7 @@ from shards.checks import Check, judged, unchecked
 from shards.digest import bytes_digest, canonical_json, digest, keyed, parse_json
 from shards.errors import InputError, SisaError
 from shards.fact import Fact
-from shards.keys import key_commitment, public_pem, read_public_key, read_secret
+from shards.keys import endorsed, key_commitment, public_pem, read_public_key, read_secret
 from shards.lineage import Link, check_chain, lineage_digest
 from shards.manifest import ModelManifest
 from shards.note import TreeHead, read_head, signed_by
@@ -46,6 +48,8 @@ SHAPE = "the file is a deletion certificate"
 ORIGIN = "it was signed by the operator"
 FRESH = "the certified release is the current one"
 BOUND = "the tags belong to the reader's record"
+
+_Keys = list[tuple[int, Ed25519PublicKey | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +86,36 @@ def verify(certificate: Path, evidence: Evidence) -> tuple[Document | None, list
         return None, [judged("V0", SHAPE, [f"{type(error).__name__}: {error}"], "")]
     pinned = [read_public_key(read_limited(path)) for path in evidence.public_keys]
     checks = [judged("V0", SHAPE, [], f"{document.predicate['statement']}, {len(data)} bytes")]
+    questions: list[Callable[[], Iterable[Check]]] = [
+        lambda: _signed(document, pinned),
+        lambda: _in_log(document, pinned),
+        lambda: [_history(document)],
+        lambda: _lineages(document),
+        lambda: [_fresh(document, evidence, pinned)],
+        lambda: [_absent(document)],
+        lambda: [_was_there(document)],
+        lambda: [_bound(document, evidence, pinned)],
+    ]
+    broken = []
+    for ask in questions:
+        try:
+            checks += ask()
+        except InputError:
+            raise
+        except SisaError as error:
+            broken.append(f"expected {error.expected}, found {error.found}")
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+            broken.append(f"{type(error).__name__}: {error}")
+    return document, checks + ([judged("V0", FIELDS, broken, "")] if broken else [])
+
+
+@contextmanager
+def _readers(what: str) -> Iterator[None]:
+    """What cannot be read inside is a file of the reader's, and no fault of the certificate's."""
     try:
-        checks += [*_signed(document, pinned), *_in_log(document, pinned), *_history(document)]
-        checks += [_fresh(document, evidence), *_absent(document), _bound(document, evidence, pinned)]
-    except InputError:
-        raise
-    except SisaError as error:
-        checks.append(judged("V0", FIELDS, [f"expected {error.expected}, found {error.found}"], ""))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        checks.append(judged("V0", FIELDS, [f"{type(error).__name__}: {error}"], ""))
-    return document, checks
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(what, f"{type(error).__name__}: {error}", "check the path") from error
 
 
 # -- V1: who signed it --------------------------------------------------------------------------
@@ -111,21 +135,42 @@ def _signed(document: Document, pinned: Sequence[Ed25519PublicKey]) -> list[Chec
     return [valid, judged("V1", ORIGIN, [], "the key was given by the caller")]
 
 
-def _keys_in_force(facts: Iterable[Fact]) -> list[tuple[int, Ed25519PublicKey]]:
-    """(first fact signed by it, key), oldest first."""
+def _keys_in_force(facts: Iterable[Fact], pinned: Sequence[Ed25519PublicKey]) -> _Keys:
+    """(first fact signed by it, key), oldest first; None stands for a key that nobody vouches for.
+
+    The next key is endorsed by the one before, or the reader has it from the operator. Without any key
+    of the reader's, only integrity is claimed, and the log's own word is taken.
+    """
     named = [fact for fact in facts if fact.kind in (kinds.GENESIS, kinds.KEY)]
-    return [(fact.seq, _stated_key(fact.body["public_key"])) for fact in named]
+    keys: _Keys = []
+    for fact in named:
+        key, last = _stated_key(fact.body["public_key"]), keys[-1][1] if keys else None
+        vouched = not (pinned and keys) or key in pinned
+        vouched = vouched or (last is not None and _endorses(last, named[0].body["log"], fact))
+        keys.append((fact.seq, key if vouched else None))
+    return keys
 
 
 def _stated_key(pem: str) -> Ed25519PublicKey:
-    """A key that a certificate states; if it is none, that is no mistake of the caller's."""
+    """A key that the certificate states, spelt in the one way; a wrong one is its fault, not the caller's."""
     try:
-        return read_public_key(pem.encode())
+        key = read_public_key(pem.encode())
     except InputError as error:
-        raise ValueError(f"a stated key that is no Ed25519 key ({error.found})") from error
+        raise ValueError(f"a public key that is none: {error.found}") from error
+    if public_pem(key).decode() != pem:
+        raise ValueError("a public key that is not spelt as it is written")
+    return key
 
 
-def _key_at(keys: Sequence[tuple[int, Ed25519PublicKey]], size: int) -> Ed25519PublicKey | None:
+def _endorses(old: Ed25519PublicKey, log: str, fact: Fact) -> bool:
+    try:
+        old.verify(bytes.fromhex(fact.body["endorsement"] or ""), endorsed(log, fact.body["public_key"].encode()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _key_at(keys: _Keys, size: int) -> Ed25519PublicKey | None:
     return next((key for seq, key in reversed(keys) if seq <= size), None)
 
 
@@ -138,7 +183,7 @@ def _in_log(document: Document, pinned: Sequence[Ed25519PublicKey]) -> list[Chec
     head = read_head(log["head"])
     facts = document.facts()
     problems = _unlogged(head, facts)
-    keys = _keys_in_force(logged.fact for logged in facts)
+    keys = _keys_in_force((logged.fact for logged in facts), pinned)
     problems += _heads_signed(log["origin"], [(log["head"], head)], keys)
     if document.predicate["issuer"]["public_key"].encode() != _pem(_key_at(keys, head.size)):
         problems.append("the key that signed it is not the one in force in the log")
@@ -175,9 +220,7 @@ def _unlogged(head: TreeHead, facts: Sequence[LoggedFact]) -> list[str]:
     return problems
 
 
-def _heads_signed(
-    origin: str, heads: Sequence[tuple[str, TreeHead]], keys: Sequence[tuple[int, Ed25519PublicKey]]
-) -> list[str]:
+def _heads_signed(origin: str, heads: Sequence[tuple[str, TreeHead]], keys: _Keys) -> list[str]:
     problems = []
     for note, head in heads:
         key = _key_at(keys, head.size)
@@ -191,6 +234,11 @@ def _pem(key: Ed25519PublicKey | None) -> bytes:
 
 
 # -- V1: what was done --------------------------------------------------------------------------
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Are they equal as JSON? Python's ``1 == True`` is not."""
+    return canonical_json(one) == canonical_json(other)
 
 
 def _one(document: Document, kind: str) -> Fact:
@@ -207,7 +255,7 @@ def _about(document: Document, kind: str) -> list[Fact]:
     return facts
 
 
-def _history(document: Document) -> list[Check]:
+def _history(document: Document) -> Check:
     """Do the certificate's own fields say what the logged facts say?"""
     predicate = document.predicate
     request, request_id = predicate["request"], predicate["request"]["id"]
@@ -222,10 +270,10 @@ def _history(document: Document) -> list[Check]:
         "before": predicate["before"],
         "impact": predicate["impact"],
     }
-    problems = [f"{name} is not what was accepted" for name, value in said.items() if told[name] != value]
+    problems = [f"{name} is not what was accepted" for name, value in said.items() if not _same(told[name], value)]
     pinned = {"digest": predicate["recipe"], "keys": predicate["keys"], "namespace": predicate["namespace"]}
     pinned["recipe"] = predicate["replay"]["recipe"]
-    problems += [f"{name} is not what was pinned" for name, value in pinned.items() if recipe.body[name] != value]
+    problems += [f"{name} is not what was pinned" for name, value in pinned.items() if not _same(recipe.body[name], value)]
     if digest("recipe", canonical_json(recipe.body["recipe"])).hex() != predicate["recipe"]:
         problems.append("the recipe does not hash to its digest")
     problems += _removed(document, accepted)
@@ -233,8 +281,7 @@ def _history(document: Document) -> list[Check]:
         problems.append("it was signed although the law did not hold")
     if not predicate["not_claimed"]:
         problems.append("it does not say what is not claimed")
-    said_so = judged("V1", "its fields are what the logged facts say", problems, f"request {request_id}")
-    return [said_so, *_lineages(document)]
+    return judged("V1", "its fields are what the logged facts say", problems, f"request {request_id}")
 
 
 def _removed(document: Document, accepted: Fact) -> list[str]:
@@ -248,7 +295,7 @@ def _removed(document: Document, accepted: Fact) -> list[str]:
     problems += [f"checkpoint {key[:12]} was to be purged" for key in sorted(planned - set(predicate["purged"]))]
     deleted = predicate["statement"] == "deleted"
     expected = erasure_status(accepted, erasures, purges, predicate["handed_out"]) if deleted else []
-    if predicate["erasure"] != expected:
+    if not _same(predicate["erasure"], expected):
         problems.append("what became of each class of artefact is not what the logged facts say")
     if deleted and not (erasures and predicate["request"]["targets"]["tags"]):
         problems.append("nothing was erased")
@@ -289,7 +336,7 @@ def _lineages(document: Document) -> list[Check]:
     named = [("manifest", after.digest), *((f"shard-{head.shard}", head.tensors) for head in after.heads)]
     if [(item["name"], item["digest"]["sha256"]) for item in document.subject] != named or len(named) != len(heads) + 1:
         wrong.append("subjects")
-    if after.digest != manifest_fact.body["digest"] or predicate["after"] != manifest_fact.body:
+    if after.digest != manifest_fact.body["digest"] or not _same(predicate["after"], manifest_fact.body):
         wrong.append("manifest")
     if manifest_fact.seq < _one(document, kinds.REQUEST).seq and predicate["statement"] == "deleted":
         wrong.append("the manifest is older than the request")
@@ -319,7 +366,7 @@ def _links(lineage: Mapping[str, Any], recipe: str) -> list[Link]:
 # -- V1: freshness ------------------------------------------------------------------------------
 
 
-def _fresh(document: Document, evidence: Evidence) -> Check:
+def _fresh(document: Document, evidence: Evidence, pinned: Sequence[Ed25519PublicKey]) -> Check:
     """Does a tree head got from elsewhere go on from the certificate's, without another release?"""
     if evidence.head is None or document.sealed is None:
         return unchecked("V1", FRESH, "no tree head from elsewhere was given (--head F)")
@@ -329,16 +376,15 @@ def _fresh(document: Document, evidence: Evidence) -> Check:
     except ValueError as error:
         raise InputError(f"a signed tree head in {evidence.head}", str(error), "see `sisa log head`") from error
     seal = read_head(document.sealed.proof.head)
-    keys = _keys_in_force(logged.fact for logged in document.facts())
-    extension: dict[str, Any] = {"consistency": [], "facts": []}
-    if evidence.extension is not None:
-        extension = parse_json(read_limited(evidence.extension))
-    elif later.size != seal.size:
+    if evidence.extension is None and later.size != seal.size:
         return unchecked("V1", FRESH, f"{later.size} facts then, {seal.size} here: give --extension F")
-    facts = [LoggedFact.from_json(fact) for fact in extension["facts"]]
-    keys += _keys_in_force(logged.fact for logged in facts)
+    with _readers(f"what `sisa log extension` printed, in {evidence.extension}"):
+        extension = parse_json(read_limited(evidence.extension)) if evidence.extension else {}
+        facts = [LoggedFact.from_json(fact) for fact in extension.get("facts", ())]
+        consistency = read_hashes(extension.get("consistency", []))
+        keys = _keys_in_force((logged.fact for logged in (*document.facts(), *facts)), pinned)
     problems = _heads_signed(seal.origin, [(note, later)], keys)
-    if not verify_consistency(seal.size, seal.root, later.size, later.root, read_hashes(extension["consistency"])):
+    if not verify_consistency(seal.size, seal.root, later.size, later.root, consistency):
         problems.append(f"tree head {later.size} does not go on from tree head {seal.size}: another history")
     problems += [
         f"fact {logged.fact.seq} is not in the log"
@@ -349,7 +395,7 @@ def _fresh(document: Document, evidence: Evidence) -> Check:
         return judged("V1", FRESH, problems, "")
     if [logged.fact.seq for logged in facts] != list(range(seal.size + 1, later.size + 1)):
         return unchecked("V1", FRESH, "the log goes on from it; not every later fact is shown")
-    releases = [logged.fact for logged in facts if logged.fact.kind == kinds.MANIFEST]
+    releases = [logged.fact for logged in facts if logged.fact.kind == kinds.MANIFEST][-1:]
     others = [fact.seq for fact in releases if fact.body["digest"] != document.predicate["after"]["digest"]]
     return judged(
         "V1", FRESH, [f"fact {seq} serves another release" for seq in others], f"as of fact {later.size} of the log"
@@ -359,8 +405,8 @@ def _fresh(document: Document, evidence: Evidence) -> Check:
 # -- V2: absence --------------------------------------------------------------------------------
 
 
-def _absent(document: Document) -> list[Check]:
-    """Are the tags in none of the slices that the served heads were trained on, and were they before?"""
+def _absent(document: Document) -> Check:
+    """Are the tags in none of the slices that the served heads were trained on?"""
     predicate = document.predicate
     targets, absence = predicate["request"]["targets"], predicate["absence"]
     links = [(lineage["shard"], link) for lineage in predicate["lineages"] for link in lineage["links"]]
@@ -381,7 +427,7 @@ def _absent(document: Document) -> list[Check]:
             if not verify_absence(bytes.fromhex(link["root"]), bytes.fromhex(tag), SparseProof.from_json(proof))
         ]
     name = "the records are in no slice that the served heads were trained on"
-    return [judged("V2", name, problems, f"{len(wanted)} tags, {len(links)} slices"), _was_there(document)]
+    return judged("V2", name, problems, f"{len(wanted)} tags, {len(links)} slices")
 
 
 def _was_there(document: Document) -> Check:
@@ -394,6 +440,7 @@ def _was_there(document: Document) -> Check:
     accepted = _one(document, kinds.REQUEST)
     slices = {logged.fact.seq: logged.fact for logged in document.facts() if logged.fact.kind == kinds.SLICE}
     problems = [f"tag {tag[:12]} is not" for tag in sorted(tags ^ {entry["tag"] for entry in predicate["prior"]})]
+    problems += ["a tag is there twice"] * (len(predicate["prior"]) != len(tags))
     for entry in predicate["prior"]:
         fact = slices.get(entry["fact"])
         tag, commitment = bytes.fromhex(entry["tag"]), bytes.fromhex(entry["commitment"])
@@ -412,7 +459,9 @@ def _was_there(document: Document) -> Check:
 def _bound(document: Document, evidence: Evidence, pinned: Sequence[Ed25519PublicKey]) -> Check:
     """Do the tags belong to the record that the reader means?"""
     if evidence.receipt is not None:
-        return _bound_by_receipt(document, read_limited(evidence.receipt), pinned)
+        data = read_limited(evidence.receipt)
+        with _readers(f"an ingestion receipt, as `sisa receipt` writes it, in {evidence.receipt}"):
+            return _bound_by_receipt(document, read_receipt(data), pinned)
     if evidence.tag_key is not None:
         return _bound_by_key(document, read_secret(evidence.tag_key), evidence.record_id or "")
     return unchecked("V2", BOUND, "needs an ingestion receipt (--receipt F) or the tag key (--tag-key F --id ID)")
@@ -430,18 +479,12 @@ def _bound_by_key(document: Document, key: bytes, record_id: str) -> Check:
     return judged("V2", BOUND, problems, "the tag was made anew from the ID with the committed tag key")
 
 
-def _bound_by_receipt(document: Document, data: bytes, pinned: Sequence[Ed25519PublicKey]) -> Check:
+def _bound_by_receipt(document: Document, receipt: Document, pinned: Sequence[Ed25519PublicKey]) -> Check:
     """The receipt's holder knows record and salt: they open the commitment that the tag stood for."""
-    try:
-        receipt = read_receipt(data)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            "an ingestion receipt", f"{type(error).__name__}: {error}", "name a file of `sisa receipt`"
-        ) from error
     said = receipt.predicate
     head = read_head(said["log"]["head"])
     facts = receipt.facts()
-    keys = _keys_in_force(logged.fact for logged in document.facts())
+    keys = _keys_in_force((logged.fact for logged in document.facts()), pinned)
     signer = _key_at(keys, head.size)
     problems = _unlogged(head, facts) + _heads_signed(
         document.predicate["log"]["origin"], [(said["log"]["head"], head)], keys

@@ -33,8 +33,8 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """The one Ray cluster of a test run; an executor without an address uses it.
+def ray_cluster() -> Iterator[Path]:
+    """The one Ray cluster of a test run, and its directory; an executor without an address uses it.
 
     Its directory is short because socket paths end at 107 bytes.
     """
@@ -49,7 +49,7 @@ def ray_cluster() -> Iterator[None]:
             log_to_driver=False,
             logging_level="error",
         )
-        yield
+        yield Path(directory)
         ray.shutdown()
 
 

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import provenance, tables, verify_cost
 from benchmarks.data import as_stored, labels_of, spread, synthetic_records
+from benchmarks.environment import file_system
 from benchmarks.passes import all_passes, count_passes, deletion_passes, formula
 from shards.layout import ShardLayout
-from shards.plan import difference, make_plan
+from shards.plan import SliceStep, difference, make_plan
+from shards.vault import StoredRecord
+from tests.toy import memory_directory
 
 RESULT = tables.RESULTS / "deletion_cost.json"
+VERIFY_RESULT = tables.RESULTS / "verify_cost.json"
 
 
 @pytest.mark.parametrize(("rehearsal", "published"), [(1.0, 11.3), (0.0, 14.2)])
@@ -81,14 +85,88 @@ def test_a_table_is_replaced_between_its_markers_and_nothing_else(
         tables.filled("<!-- table:deletion_cost -->")
 
 
-def test_the_committed_result_names_its_environment_and_no_path_of_a_machine() -> None:
-    if not RESULT.is_file():
+@pytest.mark.parametrize("path", [RESULT, VERIFY_RESULT], ids=lambda path: path.stem)
+def test_the_committed_result_names_its_environment_and_no_path_of_a_machine(path: Path) -> None:
+    if not path.is_file():
         pytest.skip("no result is committed")
-    text = RESULT.read_text()
+    text = path.read_text()
     result = json.loads(text)
     assert {"date", "cores", "processor", "cpu_capability", "torch", "load_average_at_start"} <= set(
         result["environment"]
     )
-    assert len(result["core_seconds"]) == 2
     for separator in ("/home", "/tmp", "/work", "/root", "/Users"):
         assert separator not in text
+
+
+def test_the_committed_cost_of_deletion_has_both_rehearsals() -> None:
+    assert [timed["rehearsal"] for timed in json.loads(RESULT.read_text())["core_seconds"]] == [1, 0]
+
+
+def test_the_committed_appends_were_measured_on_a_disk_and_the_load_is_beside_them() -> None:
+    result = json.loads(VERIFY_RESULT.read_text())
+    assert result["environment"]["file_system"] not in verify_cost.IN_MEMORY
+    assert len(result["rounds"]["rounds"]) == verify_cost.WHOLE.rounds
+    assert all(len(each["load_average"]) == 3 for each in result["rounds"]["rounds"])
+    assert result["records"] == 10_003
+    assert result["rounds"]["outcomes"]["failed"] == 0
+
+
+def test_a_figure_that_is_missed_is_shown_as_missed() -> None:
+    result = json.loads(VERIFY_RESULT.read_text())
+    before = tables.verify_cost(result).count("**no**")
+    for name, value in (("bytes", 160_001), ("wall_seconds", {"median": 0.1, "lowest": 0.1, "highest": 0.1})):
+        missed = json.loads(VERIFY_RESULT.read_text())
+        missed["rounds"]["verify"][0][name] = value
+        assert tables.verify_cost(missed).count("**no**") == before + 1
+    missed = json.loads(VERIFY_RESULT.read_text())
+    missed["microbatches"]["bytes_per_microbatch"] = 0.5
+    assert tables.verify_cost(missed).count("**no**") == before + 1
+
+
+def test_a_certificate_grows_with_its_records_and_only_a_verification_that_passes_is_timed(tmp_path: Path) -> None:
+    records = synthetic_records(verify_cost.QUICK.records)
+    with memory_directory() as scratch:
+        figures, release = verify_cost.provenance(records, verify_cost.QUICK, scratch)
+        found = verify_cost.certificates(records, verify_cost.QUICK, release, scratch)
+        outcomes = [verify_cost.verify_once(certificate) for certificate in found]
+        text = found[0].path.read_text()
+        found[0].path.write_text(text.replace('"payload": "e', '"payload": "f', 1))
+        with pytest.raises(RuntimeError, match="failed"):
+            verify_cost.verify_once(found[0])
+    assert [certificate.figures["tags"] for certificate in found] == [1, *verify_cost.QUICK.tags]
+    assert found[1].figures["bytes"] < found[2].figures["bytes"]
+    assert {(each["failed"], each["not_checked"]) for each in outcomes} == {(0, 2)}  # freshness; whose record it is
+    (run,) = figures["trainings"]
+    calls = {part: spent["calls"] for part, spent in run["parts"].items()}
+    assert calls["commitments"] == len(records)
+    assert calls["lists"] == run["steps"]
+    # recipe, parts and slices; runs; each step; the manifest
+    assert calls["appends"] == run["steps"] + 3
+    assert calls["checks"] >= run["steps"]
+    assert run["bytes"]["lists"] == 96 * len(records)  # tags of what was seen; tag and commitment of each leaf
+
+
+def test_the_real_trainer_stores_no_byte_for_a_microbatch() -> None:
+    with memory_directory() as scratch:
+        figures = verify_cost.microbatches(synthetic_records(60), verify_cost.QUICK, scratch)
+    few, many = figures["trainings"]
+    assert few["microbatches"] < many["microbatches"]
+    assert few["bytes"] == many["bytes"]
+    assert figures["bytes_per_microbatch"] == 0
+
+
+def test_a_timed_call_inside_another_counts_once_and_nothing_is_timed_afterwards() -> None:
+    meter = provenance.Meter()
+    before = StoredRecord.__dict__["of"], SliceStep.__dict__["root"]
+    inner = meter._timed("lists", lambda: None)
+    meter._timed("trees", inner)()
+    inner()
+    assert (meter.calls["trees"], meter.calls["lists"]) == (1, 1)
+    with meter.watching():
+        assert StoredRecord.__dict__["of"] is not before[0]
+    assert (StoredRecord.__dict__["of"], SliceStep.__dict__["root"]) == before
+
+
+def test_the_file_system_of_a_path_is_that_of_the_nearest_mount() -> None:
+    assert file_system(Path("/proc/self")) == "proc"
+    assert file_system(Path("/")) != "proc"

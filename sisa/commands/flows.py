@@ -151,9 +151,7 @@ def predict(
 @click.option("--ids-file", type=LINES, help="One record ID a line; - is stdin.")
 @click.option("--subject", "subjects", multiple=True, help="All records of this subject; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be purged and retrained.")
-@click.option(
-    "--ignore-missing", is_flag=True, help="Leave out IDs never held; certify that they are not present."
-)
+@click.option("--ignore-missing", is_flag=True, help="Leave out IDs never held; certify that they are not present.")
 @click.option("--request-id", help="Your name for the request; made up without it.")
 @click.option("--certificate", type=FILE, help="Copy the signed certificate here.")
 @who_options

@@ -61,9 +61,7 @@ def admission_options(command: Command) -> Command:
         click.option(
             "--readmit", multiple=True, metavar="ID", help="Take a deleted record in again, as a new version."
         ),
-        click.option(
-            "--strict", is_flag=True, help="Refuse what was deleted instead of leaving it out, or telling."
-        ),
+        click.option("--strict", is_flag=True, help="Refuse what was deleted instead of leaving it out, or telling."),
     ):
         packed = option(packed)
     return packed

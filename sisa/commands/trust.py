@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from shards.errors import InputError
 from sisa.commands.options import FILE, json_option, running_options, set_option, workspace_option
 from sisa.printing import err, out, print_document, print_json
 from sisa.session import open_session
@@ -24,6 +25,10 @@ def receipt(workspace: Path, record_id: str, output: Path, overrides: tuple[str,
     from shards.files import replace_file
     from sisa.receipt import receipt as run
 
+    if output.resolve().is_relative_to(workspace.resolve()):
+        raise InputError(
+            "a file outside the workspace", str(output), "the receipt is the person's; choose another place"
+        )
     with open_session(workspace, overrides) as session:
         data = json.dumps(run(session, record_id), indent=1).encode() + b"\n"
         replace_file(output.resolve(), data, private=True)

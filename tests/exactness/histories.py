@@ -156,9 +156,10 @@ class Ingest:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete records by ID."""
+    """Delete records by ID; ``unknown`` are IDs that nobody ever held, whose absence is certified."""
 
     numbers: tuple[int, ...]
+    unknown: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +264,9 @@ class World:
                     train(self.session, [file], executor=executor, trainer=self.trainer)
                 else:
                     ingest(self.session, [file], trainer=self.trainer)
-            case Delete(numbers):
-                self._delete(executor, ids=[record(number).id for number in numbers])
+            case Delete(numbers, unknown):
+                ids = [*(record(number).id for number in numbers), *map("never{}".format, unknown)]
+                self._delete(executor, ids=ids)
             case DeleteSubject(subject):
                 self._delete(executor, subjects=[subject])
             case Train() if self._actual():
@@ -298,7 +300,7 @@ class World:
                 number_of = self.next_generation if generation is None else generation
                 new = {n: number_of for n in numbers if n not in self.held and n not in self.deleted}
                 return self.held | new, self.deleted, max(self.next_generation, number_of + 1 if new else 0)
-            case Delete(numbers):
+            case Delete(numbers, _):
                 gone = frozenset(numbers) & self.held.keys()
             case DeleteSubject(subject):
                 gone = frozenset(number for number in self.held if record(number).subject == subject)
@@ -331,10 +333,12 @@ def operations() -> st.SearchStrategy[Operation]:
     """Any operation on the pool."""
     numbers = st.lists(st.integers(0, POOL - 1), min_size=1, max_size=6, unique=True).map(tuple)
     few = st.lists(st.integers(0, POOL - 1), min_size=1, max_size=3, unique=True).map(tuple)
+    unknown = st.lists(st.integers(0, 2), min_size=1, max_size=2, unique=True).map(tuple)
     return st.one_of(
         st.builds(Ingest, numbers, st.none() | st.integers(0, 2), st.booleans()),
         st.builds(Delete, few),
-        st.builds(Delete, few),
+        st.builds(Delete, few, unknown),
+        st.builds(Delete, st.just(()), unknown),
         st.builds(DeleteSubject, st.integers(0, POOL // 3 - 1).map("s{}".format)),
         st.just(Train()),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,11 +21,18 @@ Order = Callable[..., dict[str, Any]]
 
 
 @contextmanager
-def server(*arguments: str) -> Iterator[Order]:
+def server(*arguments: str, module: str = "server", **environment: str) -> Iterator[Order]:
     """Orders to a process that forks a child for each (see ``tests/faults/server.py``)."""
-    command = [sys.executable, "-m", "tests.faults.server", *arguments]
+    command = [sys.executable, "-m", f"tests.faults.{module}", *arguments]
     root = Path(__file__).parents[2]
-    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        cwd=root,
+        env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         orders, answers = process.stdin, process.stdout

@@ -12,14 +12,16 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from orchestration.inline import InlineExecutor
 from shards.ledger import Ledger
+from shards.workspace import Workspace
 from sisa.cli import main
+from sisa.config import RunOptions
 from sisa.delete import delete
 from sisa.session import Session
 from sisa.train import train
@@ -41,30 +43,60 @@ def command(arguments: list[str]) -> int:
     return 0
 
 
+def command_killed(arguments: list[str], point: int) -> int:
+    """The same, killed at its ``point``-th moment: just before or after a slice step or a commit to the ledger."""
+    from sisa.learner import LoraTrainer
+
+    passed = 0
+
+    def moment() -> None:
+        nonlocal passed
+        passed += 1
+        if passed == point:
+            os._exit(KILLED)
+
+    def make_deadly(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def deadly(*given: Any) -> Any:
+            moment()
+            result = original(*given)
+            moment()
+            return result
+
+        mock.patch.object(owner, name, deadly).start()
+
+    make_deadly(LoraTrainer, "train")
+    make_deadly(Ledger, "append")
+    return command(arguments)
+
+
 # -- a toy history --------------------------------------------------------------------------------
 
 
 def toy(path: Path) -> Session:
     """The toy workspace in ``path``, made or opened."""
-    recipe = toy_recipe(shards=2, slices=2)
-    if not path.exists():
-        return toy_session(path, recipe)
-    from shards.workspace import Workspace
-    from sisa.config import RunOptions
+    return opened_toy(path) if path.exists() else toy_session(path, toy_recipe(shards=2, slices=2))
 
+
+def opened_toy(path: Path) -> Session:
+    """The toy workspace in ``path``, opened."""
+    recipe = toy_recipe(shards=2, slices=2)
     return Session(Workspace.open(path), recipe, RunOptions(base_model="toy", executor="inline"))
 
 
 def toy_step(path: str, data: str, step: str) -> int:
-    """Make the workspace, train it, or delete from it."""
-    session = toy(Path(path))
+    """Train the workspace, or delete from it."""
+    session = opened_toy(Path(path))
     trainer = ToyTrainer()
-    if step == "train":
-        train(session, [Path(data)], executor=InlineExecutor(), trainer=trainer)
-    elif step == "delete":
-        ids = ["r1", "r4"]
-        delete(session, ids, request_id="case-1", executor=InlineExecutor(), trainer=trainer)
-    session.workspace.close()
+    try:
+        if step == "train":
+            train(session, [Path(data)], executor=InlineExecutor(), trainer=trainer)
+        elif step == "delete":
+            ids = ["r1", "r4"]
+            delete(session, ids, request_id="case-1", executor=InlineExecutor(), trainer=trainer)
+    finally:
+        session.workspace.close()
     return 0
 
 
@@ -138,6 +170,11 @@ def run_and_kill(arguments: list[str], seconds: float, number: int) -> dict[str,
     return {"code": wait(child)}
 
 
+def kill_at(arguments: list[str], point: int) -> dict[str, Any]:
+    """A command, killed at one moment."""
+    return {"code": wait(fork(lambda: command_killed(arguments, point)))}
+
+
 def run_toy(path: str, data: str, step: str) -> dict[str, Any]:
     """A toy step, undisturbed."""
     return {"code": wait(fork(lambda: toy_step(path, data, step)))}
@@ -148,13 +185,8 @@ def kill_toy(path: str, data: str, step: str, point: int) -> dict[str, Any]:
     return {"code": wait(fork(lambda: toy_killed(path, data, step, point)))}
 
 
-ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
-    action.__name__: action for action in (run, run_and_kill, run_toy, kill_toy)
-}
-
-
-def serve(*, models: bool) -> None:
-    """Answer orders until stdin ends; with models, what trains them is imported first."""
+def warm_up(*, models: bool) -> None:
+    """Import what steps import late, so that no child has to; with models, what trains them too."""
     import pyarrow as pa
 
     pa.Table.from_pylist([{"a": 1}], schema=pa.schema([("a", pa.int64())]))  # imports pandas where it is installed
@@ -164,11 +196,17 @@ def serve(*, models: bool) -> None:
         import transformers  # noqa: F401
 
         torch.set_num_threads(1)
+
+
+def serve(actions: Iterable[Callable[..., dict[str, Any]]]) -> None:
+    """Answer orders until stdin ends."""
+    named = {action.__name__: action for action in actions}
     for line in sys.stdin:
         name, *arguments = json.loads(line)
-        sys.stdout.write(json.dumps(ACTIONS[name](*arguments)) + "\n")
+        sys.stdout.write(json.dumps(named[name](*arguments)) + "\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    serve(models="models" in sys.argv)
+    warm_up(models="models" in sys.argv)
+    serve([run, run_and_kill, kill_at, run_toy, kill_toy])

@@ -141,6 +141,34 @@ def test_a_deletion_killed_at_random_moments_ends_with_the_same_bytes(
     assert tree(ended / "store") == tree(killed / "store")
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("step", ["train", "delete"])
+def test_killed_beside_any_slice_step_or_commit_it_ends_with_the_same_bytes_when_run_again(
+    step: str, classification: Site, begun: Path, kills: Order, memory_path: Path
+) -> None:
+    before = begun if step == "train" else classification.path
+    names = [part for number in (1, 9) for part in ("--id", ticket(number)["id"])]
+    arguments = ["train"] if step == "train" else ["delete", *names, "--request-id", "case-1"]
+    ended = copy_of(before, memory_path / "ended")
+    assert kills("run", [*arguments, "-w", str(ended)])["code"] == 0
+    for point in range(1, 1000):
+        killed = copy_of(before, memory_path / f"killed-{point}")
+        if kills("kill_at", [*arguments, "-w", str(killed)], point)["code"] != KILLED:
+            break
+        certificate = killed / "certificates" / "case-1.json"
+        certified = (certificate, "--public-key", killed / "keys" / "signing.pub")
+        if certificate.exists():  # then everything but perhaps its own fact is done
+            assert done("verify", *certified)["failed"] == done("audit", "-w", killed, "--all")["failed"] == 0, point
+        assert kills("run", [*arguments, "-w", str(killed)])["code"] == 0, point
+        same_models(ended, killed)
+        assert tree(ended / "store") == tree(killed / "store"), point
+        assert done("audit", "-w", killed, "--all")["failed"] == 0, point
+        if step == "delete":
+            assert done("verify", *certified, "-w", killed)["failed"] == 0, point
+        shutil.rmtree(killed)
+    assert point > 10, "the step has that many moments at least"
+
+
 def test_an_interrupt_stops_with_a_word_and_exit_3_and_the_next_run_finishes(
     classification: Site, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -286,30 +288,67 @@ def test_lost_evidence_of_what_a_checkpoint_saw_never_stops_forgetting(
 # -- what lies about ----------------------------------------------------------------------------
 
 
-def test_no_file_outside_the_vault_holds_an_id_a_subject_or_a_text(
-    classification: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4}){10,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+
+
+def readable(data: bytes) -> list[bytes]:
+    """What a reader of these bytes can see: the bytes, and whatever they hold in base64, however often wrapped."""
+    found = [data]
+    for text in BASE64.findall(data):
+        found += readable(base64.b64decode(text))
+    return found
+
+
+def salts(workspace: Path) -> set[bytes]:
+    """The salts of the records held now."""
+    with open_session(workspace) as session:
+        opened = session.workspace
+        return {stored.salt for part in opened.parts() for stored in opened.vault.read(part)}
+
+
+def test_base64_is_read_however_often_it_is_wrapped() -> None:
+    once = base64.b64encode(b'{"text": "a secret of some length, TEXTCANARY"}')
+    twice = base64.b64encode(b'{"payload": "' + once + b'"}')
+    assert any(b"TEXTCANARY" in seen for seen in readable(b'{"envelope": "' + twice + b'"}'))
+
+
+def test_no_file_outside_the_vault_holds_an_id_a_subject_a_text_a_name_or_a_salt(
+    classification: Site, ray_cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sisa import delete as deleting
 
     workspace = copy_of(classification.path, tmp_path / "copy")
+    drawn = salts(workspace)
     bad = write_jsonl(tmp_path / "bad.jsonl", [ticket(30), ticket(31, label="none")])
     more = write_jsonl(tmp_path / "more.jsonl", [ticket(32), ticket(33)])
     assert sisa("train", "-w", workspace, "--data", bad).code == 2
     done("train", "-w", workspace, "--data", more)
-    done("delete", "-w", workspace, "--id", ticket(1)["id"])
-    done("delete", "-w", workspace, "--subject", ticket(32)["subject"])
+    drawn |= salts(workspace)
+    options = ("--requester", "--authorised-by", "--reason", "--legal-basis")
+    who = [part for option in options for part in (option, f"WHOCANARY {option}")]
+    done("delete", "-w", workspace, "--id", ticket(1)["id"], "--executor", "ray", "--workers", "1", *who)
+    drawn |= salts(workspace)
+    done("delete", "-w", workspace, "--subject", ticket(32)["subject"], "--id", "IDCANARY", "--ignore-missing", *who)
     with monkeypatch.context() as patch:
         patch.setattr(deleting, "reconcile", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert sisa("delete", "-w", workspace, "--id", ticket(3)["id"]).code == 3
+        assert sisa("delete", "-w", workspace, "--id", ticket(3)["id"], *who).code == 3
     assert sisa("predict", "-w", workspace, "--text", "TEXTCANARY", "--output", tmp_path / "out.jsonl").code == 0
-    canaries = (b"IDCANARY", b"SUBJECTCANARY", b"TEXTCANARY")
-    looked = 0
-    for file in workspace.rglob("*"):
-        if file.is_file() and file.parent != workspace / "vault":
-            looked += 1
-            data = file.read_bytes()
-            assert not [canary for canary in canaries if canary in data], file
-    assert looked > 15
+    drawn |= salts(workspace)
+    canaries = [b"IDCANARY", b"SUBJECTCANARY", b"TEXTCANARY", b"WHOCANARY"]
+    canaries += [spelling for salt in drawn for spelling in (salt, salt.hex().encode())]
+    looked = {workspace: 0, ray_cluster: 0}
+    for root in looked:
+        for file in root.rglob("*"):
+            if not file.is_symlink() and file.is_file() and file.parent != workspace / "vault":
+                looked[root] += 1
+                shown = readable(file.read_bytes())
+                found = [canary for canary in canaries if any(canary in data for data in shown)]
+                assert not found, file
+    assert looked[workspace] > 30
+    assert looked[ray_cluster] > 5, "the workers' logs are among them"
+    assert len(drawn) > 18
+    vault = b"".join(file.read_bytes() for file in (workspace / "vault").iterdir())
+    assert b"WHOCANARY" in vault, "what is looked for does stand where it may"
     with open_session(workspace) as session:
         held = {stored.record.id for part in session.workspace.parts() for stored in session.workspace.vault.read(part)}
     assert held == {ticket(n)["id"] for n in range(16)} - {ticket(1)["id"], ticket(3)["id"]}

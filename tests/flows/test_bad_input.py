@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -180,9 +181,15 @@ def test_an_unknown_id_is_listed_and_deletes_nothing_unless_ignored(classificati
     document = done("delete", "-w", workspace, *ids, "--ignore-missing")
     assert document["ids"] == [ticket(1)["id"]]
     assert document["missing"] == ["never-1", "never-2", "nobody"]
-    with unchanged(workspace):
-        nothing = done("delete", "-w", workspace, "--id", "never-1", "--ignore-missing")
-    assert (nothing["request_id"], nothing["ids"], nothing["certificate"]) == (None, [], None)
+    before = done("status", "-w", workspace)
+    nothing = done("delete", "-w", workspace, "--id", "never-1", "--id", "never-3", "--ignore-missing")
+    assert (nothing["ids"], nothing["missing"]) == ([], ["never-1", "never-3"])
+    after = done("status", "-w", workspace)
+    same = ("manifest_digest", "manifest_generation", "shards")
+    assert [after[name] for name in same] == [before[name] for name in same], "a statement changes nothing"
+    assert done("verify", nothing["certificate"], "-w", workspace, "--replay", "full")["failed"] == 0
+    envelope = json.loads(Path(nothing["certificate"]).read_text())["envelope"]
+    assert json.loads(base64.b64decode(envelope["payload"]))["predicate"]["statement"] == "not-present"
 
 
 def test_a_deletion_that_names_nothing_is_refused(classification: Site, tmp_path: Path) -> None:

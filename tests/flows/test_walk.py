@@ -51,6 +51,8 @@ def test_the_whole_walk_ends_with_the_fresh_run(task: str, tmp_path: Path, tiny_
         "tombstoned": 0,
         "truncated": trained["ingested"]["truncated"],
         "files_missing": [],
+        "same_content": [],
+        "readmitted": 0,
     }
     before = check_status(workspace)
     check_prediction(workspace, task)

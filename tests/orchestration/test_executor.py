@@ -57,6 +57,7 @@ def test_a_step_stores_its_checkpoint_and_what_it_saw(session: Session) -> None:
     assert workspace.store.intact(made.files)
     assert workspace.trained_tags(made.seen) == {member.tag for member in step.members}
     assert (made.members, made.own) == (len(step.members), step.own)
+    assert made.root == step.root
     assert made.environment == ENVIRONMENT
     assert workspace.book.checkpoints() == [], "only reconcile writes facts"
 
@@ -67,25 +68,28 @@ def test_a_step_done_twice_gives_the_same_checkpoint(session: Session) -> None:
 
 def test_a_stale_order_never_trains_a_deleted_record(session: Session) -> None:
     workspace, stale = session.workspace, first_order(session)
-    accept(workspace, [first_chain(session).steps[0].members[0]], [], None)
+    accept(session, [first_chain(session).steps[0].members[0]], [], [], None)
+    before = workspace.store.objects()
     with pytest.raises(StepFailedError, match="run the command again"):
         perform(stale, ToyTrainer())
-    assert workspace.store.objects() == frozenset()
+    assert workspace.store.objects() == before
 
 
 def test_a_record_deleted_while_its_step_trains_is_not_stored(session: Session) -> None:
     workspace, stale = session.workspace, first_order(session)
     victim = first_chain(session).steps[0].members[0]
+    before = workspace.store.objects()
 
     @dataclass(frozen=True)
     class Overtaken(ToyTrainer):
         def train(self, lesson: Lesson) -> Mapping[str, bytes]:
-            accept(workspace, [victim], [], None)
+            accept(session, [victim], [], [], "meanwhile")
             return ToyTrainer.train(self, lesson)
 
     with pytest.raises(StepFailedError, match="records changed"):
         perform(stale, Overtaken())
-    assert workspace.store.objects() == frozenset()
+    ((_, request),) = workspace.book.requests()
+    assert workspace.store.objects() == before | {request.object}
 
 
 def test_a_parent_with_other_tensors_than_its_fact_is_refused(session: Session) -> None:
@@ -98,9 +102,10 @@ def test_a_parent_with_other_tensors_than_its_fact_is_refused(session: Session) 
 
 def test_a_worker_of_another_environment_class_gets_no_step_of_a_chain_begun(session: Session) -> None:
     foreign = replace(first_order(session), environment={"machine": "other", "libc": "1"})
+    before = session.workspace.store.objects()
     with pytest.raises(EnvironmentMismatchError, match=r"libc None instead of '1', machine 'toy' instead of 'other'"):
         perform(foreign, ToyTrainer())
-    assert session.workspace.store.objects() == frozenset()
+    assert session.workspace.store.objects() == before
 
 
 def test_a_damaged_parent_is_refused(session: Session) -> None:
@@ -120,12 +125,14 @@ def test_an_order_holds_no_personal_data_and_a_lesson_hides_its_seed(session: Se
 
 def test_a_step_may_be_stored_elsewhere(session: Session, memory_path: Path) -> None:
     scratch = memory_path / "scratch"
+    before = session.workspace.store.objects()
     with pytest.raises(StorageError, match="No such file"):  # a swept scratch is not made again
         perform(replace(first_order(session), store=scratch), ToyTrainer())
     scratch.mkdir()
     made = perform(replace(first_order(session), store=scratch), ToyTrainer())
+    assert Store(scratch).objects() == {made.files, made.seen}
     assert Store(scratch).intact(made.files)
-    assert session.workspace.store.objects() == frozenset()
+    assert session.workspace.store.objects() == before
 
 
 @dataclass(frozen=True)
@@ -203,9 +210,10 @@ def test_what_saw_a_record_that_was_deleted_meanwhile_is_not_even_stored(session
     class Interrupted(ToyTrainer):
         def train(self, lesson: Lesson) -> Mapping[str, bytes]:
             victim = next(h for h in session.workspace.survivors() if h.record.id == lesson.passes[0][0].id)
-            accept(session.workspace, [victim], [], "meanwhile")
+            accept(session, [victim], [], [], "meanwhile")
             return ToyTrainer.train(self, lesson)
 
     with pytest.raises(StepFailedError, match="records changed"):
         perform(begun, Interrupted())
-    assert session.workspace.store.objects() == stored_before
+    ((_, request),) = session.workspace.book.requests()
+    assert session.workspace.store.objects() == stored_before | {request.object}

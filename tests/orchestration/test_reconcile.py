@@ -59,6 +59,49 @@ def test_exactly_the_missing_steps_are_trained(session: Session) -> None:
     assert_lawful(session)
 
 
+def test_slices_are_committed_to_before_training_on_them_begins_and_that_is_logged_before_it_ends(
+    session: Session,
+) -> None:
+    run(session)
+    take_in(session, range(12, 20), generation=0)
+    run(session)
+    logged: set[tuple[int, int, str]] = set()
+    begun: set[tuple[int, int, str, str]] = set()
+    made = 0
+    for fact in session.workspace.ledger.since(0):
+        body = fact.body
+        if fact.kind == kinds.SLICE:
+            logged.add((body["shard"], body["slice"], body["root"]))
+        elif fact.kind == kinds.RUN:
+            steps = [(body["shard"], step["slice"], step["root"], step["checkpoint"]) for step in body["steps"]]
+            assert {step[:3] for step in steps} <= logged
+            begun |= set(steps)
+        elif fact.kind == kinds.CHECKPOINT:
+            link = body["link"]
+            assert (link["shard"], link["slice"], body["root"], link["key"]) in begun
+            made += 1
+    assert made > len(session.workspace.plan().steps()), "some were trained twice, on other records"
+
+
+def test_where_nothing_is_missing_nothing_is_said_to_begin(session: Session) -> None:
+    run(session)
+    size = len(session.workspace.ledger.since(0))
+    run(session)
+    assert session.workspace.ledger.since(size) == []
+
+
+def test_a_manifest_names_the_lineage_of_each_head_and_its_length(session: Session) -> None:
+    done = run(session)
+    live = session.workspace.book.live()
+    for chain in session.workspace.plan().chains:
+        head = done.manifest.head(chain.shard)
+        assert head is not None
+        lineage = ""
+        for step in chain.steps:
+            lineage = live[step.key].extend(lineage)
+        assert (head.lineage, head.steps) == (lineage, len(chain.steps))
+
+
 def test_later_generations_retrain_nothing_earlier(session: Session) -> None:
     before = {made.key for made in run(session).trained}
     take_in(session, range(12, 20), generation=1)
@@ -92,6 +135,15 @@ def test_a_damaged_checkpoint_is_made_again_to_the_same_tensors(session: Session
     assert mended.damaged == (victim.key,)
     assert mended.manifest == done.manifest
     assert session.workspace.book.live() == live
+    assert_lawful(session)
+
+
+def test_leaves_of_a_slice_that_were_lost_are_stored_again(session: Session) -> None:
+    workspace = session.workspace
+    lost = next(iter(workspace.book.slices().values())).leaves
+    workspace.store.purge(lost)
+    run(session)
+    assert workspace.store.intact(lost)
     assert_lawful(session)
 
 

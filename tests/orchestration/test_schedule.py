@@ -18,7 +18,7 @@ PLAN = make_plan(
     [StoredRecord.of(toy_record(n, subject=None), KEYS, "n", truncated=False) for n in range(40)], LAYOUT, "recipe"
 )
 HAVE = {
-    key: Checkpoint(step.link, "f", "t", "s", len(step.members), step.own, ENVIRONMENT)
+    key: Checkpoint(step.link, "f", "t", step.root, "s", len(step.members), step.own, ENVIRONMENT)
     for key, step in PLAN.steps().items()
 }
 

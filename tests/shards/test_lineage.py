@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import IntegrityError
-from shards.lineage import Checkpoint, Link, check_chain, pack_tags, records_digest, slice_digest, unpack_tags
+from shards.lineage import (
+    Checkpoint,
+    Link,
+    check_chain,
+    lineage_digest,
+    pack_tags,
+    records_digest,
+    unpack_tags,
+)
 
 FIRST = Link(recipe="r", shard=1, chain=0, slice=0, parent=None, records="x")
 SECOND = replace(FIRST, slice=2, parent=FIRST.key, records="y")
@@ -30,16 +39,58 @@ def test_a_records_digest_covers_order_tags_and_contents() -> None:
     assert len(set(digests)) == 5
 
 
-def test_a_slice_digest_ignores_order() -> None:
-    one, two = (b"t" * 32, b"c" * 32), (b"u" * 32, b"d" * 32)
-    assert slice_digest([one, two]) == slice_digest([two, one]) != slice_digest([one])
+def made(**values: Any) -> Checkpoint:
+    defaults: dict[str, Any] = {
+        "link": SECOND,
+        "files": "f",
+        "tensors": "t",
+        "root": "b",
+        "seen": "s",
+        "members": 3,
+        "own": 2,
+        "environment": {"machine": "toy", "libc": "1"},
+    }
+    return Checkpoint(**(defaults | values))
+
+
+LINEAGE: dict[str, Any] = {"parent": "p", "key": "k", "tensors": "t", "root": "r", "environment": {"a": "1", "b": "2"}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parent": ""},
+        {"parent": "q"},
+        {"key": "l"},
+        {"tensors": "u"},
+        {"root": "s"},
+        {"environment": {"a": "1"}},
+        {"environment": {"a": "1", "b": "3"}},
+        {"environment": {"a": "2", "b": "1"}},
+        {"parent": "pk", "key": ""},
+        {"tensors": "r", "root": "t"},
+    ],
+)
+def test_a_lineage_digest_covers_every_argument(change: dict[str, Any]) -> None:
+    assert lineage_digest(**(LINEAGE | change)) != lineage_digest(**LINEAGE)
+    assert set(LINEAGE) == set(inspect.signature(lineage_digest).parameters)
+
+
+def test_a_lineage_digest_ignores_the_order_in_which_an_environment_is_listed() -> None:
+    assert lineage_digest(**(LINEAGE | {"environment": {"b": "2", "a": "1"}})) == lineage_digest(**LINEAGE)
+
+
+def test_a_checkpoint_extends_its_parents_lineage_by_what_was_trained_on_what_into_what() -> None:
+    one = made()
+    assert one.extend("p") == lineage_digest("p", one.key, "t", "b", one.environment)
+    changes: list[dict[str, Any]] = [{"link": FIRST}, {"tensors": "u"}, {"root": "c"}, {"environment": {}}]
+    assert len({one.extend("p"), one.extend("q"), *(made(**change).extend("p") for change in changes)}) == 6
 
 
 def test_a_link_and_a_checkpoint_round_trip() -> None:
     assert Link.from_json(SECOND.to_json()) == SECOND
-    made = Checkpoint(SECOND, "f", "t", "s", 3, 2, {"machine": "toy"})
-    assert Checkpoint.from_json(made.to_json()) == made
-    assert made.key == SECOND.key
+    assert Checkpoint.from_json(made().to_json()) == made()
+    assert made().key == SECOND.key
 
 
 def test_a_stated_key_that_the_fields_do_not_hash_to_is_refused() -> None:

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from shards.keys import Keyring
-from shards.layout import ShardLayout
+from shards.layout import Assignment, ShardLayout
 from shards.plan import Plan, difference, make_chain, make_plan, pass_order
+from shards.sparse import tree_root
 from shards.vault import StoredRecord
 from tests.toy import toy_record
 
@@ -59,6 +60,26 @@ def test_an_empty_slice_has_no_step_and_an_empty_shard_no_chain() -> None:
     assert all(step.link.slice != 2 for step in smaller.steps().values())
 
 
+def test_a_steps_root_is_that_of_the_records_that_live_in_its_slice() -> None:
+    for chain in plan(RECORDS).chains:
+        for step in chain.steps:
+            own = [one for one in RECORDS if LAYOUT.place(one.record) == Assignment(step.link.shard, step.link.slice)]
+            assert dict(step.leaves) == {one.tag: one.commitment for one in own}
+            assert step.root == tree_root(step.leaves).hex()
+            assert step.own == len(own)
+
+
+def test_a_deletion_changes_the_root_of_its_own_slice_and_of_no_other() -> None:
+    gone = RECORDS[0]
+    roots = [
+        {(step.link.shard, step.link.slice): step.root for step in made.steps().values()}
+        for made in (plan(RECORDS), plan(RECORDS[1:]))
+    ]
+    changed = {place for place in roots[0] if roots[0][place] != roots[1].get(place)}
+    place = LAYOUT.place(gone.record)
+    assert changed == {(place.shard, place.slice)}
+
+
 def test_passes_are_ordered_differently_each_epoch_and_hold_the_same_records() -> None:
     step = max(plan(RECORDS).steps().values(), key=lambda step: len(step.members))
     first, second = (pass_order(step.members, LAYOUT, step.link.slice, epoch=epoch) for epoch in (0, 1))
@@ -96,12 +117,14 @@ def test_an_equal_plan_has_no_impact() -> None:
     assert impact.purged == ()
 
 
-def test_a_content_change_changes_the_key_and_a_salt_does_not() -> None:
+def test_a_content_change_changes_the_key_and_a_salt_only_the_root() -> None:
     layout = replace(LAYOUT, shards=1)
     chain = make_chain(0, RECORDS, layout, "recipe")
-    salted = make_chain(0, [replace(stored, salt=b"s" * 32) for stored in RECORDS], layout, "recipe")
+    again = [StoredRecord.of(stored.record, KEYS, "n", truncated=False) for stored in RECORDS]
+    salted = make_chain(0, again, layout, "recipe")
     edited = make_chain(0, [replace(RECORDS[0], fingerprint=b"f" * 32), *RECORDS[1:]], layout, "recipe")
     assert chain.head
     assert salted.head
     assert edited.head
     assert chain.head.key == salted.head.key != edited.head.key
+    assert chain.head.root != salted.head.root

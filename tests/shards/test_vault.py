@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from shards.keys import Keyring
 from shards.layout import Assignment
 from shards.records import Record
 from shards.references import FILE, References
-from shards.vault import Part, StoredRecord, Vault, record_fingerprint, record_tag, vault_digest
+from shards.vault import Part, StoredRecord, Vault, record_commitment, record_fingerprint, record_tag, vault_digest
 from tests.toy import toy_record
 
 KEYS = Keyring.from_root(bytes(32))
@@ -136,6 +137,48 @@ def test_a_tag_binds_key_namespace_id_and_version() -> None:
 def test_a_fingerprint_is_keyed_and_covers_the_content() -> None:
     other = Keyring.from_root(b"\1" * 32)
     assert len({record_fingerprint(KEYS, "a"), record_fingerprint(KEYS, "b"), record_fingerprint(other, "a")}) == 3
+
+
+def test_a_commitment_opens_to_its_record_under_its_salt_and_to_nothing_else() -> None:
+    for one in RECORDS:
+        assert one.opens()
+        assert one.commitment == record_commitment(one.salt, one.record)
+        assert not replace(one, salt=bytes(32)).opens()
+        assert not replace(one, commitment=bytes(32)).opens()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "r9"},
+        {"content": '{"label":"a","text":"text 9"}'},
+        {"subject": "s9"},
+        {"subject": None},
+        {"risk": 0.25},
+        {"generation": 1},
+        {"version": 2},
+    ],
+)
+def test_a_commitment_covers_every_attribute_of_a_record(change: dict[str, Any]) -> None:
+    one = RECORDS[0]
+    assert not replace(one, record=replace(one.record, **change)).opens()
+    assert {field.name for field in fields(Record)} == {"id", "content", "subject", "risk", "generation", "version"}
+
+
+def test_salts_and_commitments_never_repeat_whatever_repeats_in_the_records() -> None:
+    made = [StoredRecord.of(toy_record(number % 3), KEYS, "n", truncated=False) for number in range(300)]
+    assert len({one.salt for one in made}) == len({one.commitment for one in made}) == 300
+    assert {len(one.salt) for one in made} == {len(one.commitment) for one in made} == {32}
+    assert len({one.tag for one in made}) == 3
+
+
+def test_a_salt_is_gone_from_the_vault_with_its_record_and_the_others_open_still(vault: Vault) -> None:
+    (part,) = vault.write({PLACE: RECORDS})
+    (rest,) = vault.rewrite_without(part, frozenset({RECORDS[2].tag}))
+    vault.sweep([rest])
+    assert RECORDS[2].salt not in {one.salt for one in vault.read(rest)}
+    assert [one.opens() for one in vault.read(rest)] == [True] * 3
+    assert {one.commitment for one in vault.read(rest)} == {RECORDS[n].commitment for n in (0, 1, 3)}
 
 
 def test_a_vault_digest_covers_which_records_survive_not_salt_or_order() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from orchestration.executor import Lesson, SliceTrainer
 from orchestration.inline import InlineExecutor
+from shards import kinds
 from shards.errors import (
     InputError,
     IntegrityError,
@@ -22,7 +23,7 @@ from shards.errors import (
 )
 from shards.workspace import Workspace
 from sisa.audit import audit_record
-from sisa.certificate import certificate_digest, certificate_path
+from sisa.certificate import certificate_path, is_intact
 from sisa.delete import accept, delete, unfinished_requests
 from sisa.export import export_records
 from sisa.ingest import Ingested, commit
@@ -137,7 +138,8 @@ def test_a_certificate_that_was_lost_or_altered_is_issued_anew(session: Session,
     again = delete(session, ["r1"], executor=INLINE, trainer=TRAINER)
     assert (again.request_id, again.certificate) == (first.request_id, path)
     fact = session.workspace.book.certificates()[first.request_id]
-    assert fact.body["digest"] == certificate_digest(session.workspace, first.request_id)
+    assert is_intact(session.workspace, first.request_id, fact)
+    assert len(session.workspace.book.issued(first.request_id)) == 2
 
 
 def test_a_subject_whose_records_were_deleted_one_by_one_is_known(session: Session) -> None:
@@ -160,11 +162,7 @@ def test_a_deletion_never_continues_from_a_swapped_checkpoint(session: Session) 
     workspace = session.workspace
     chain = max(workspace.plan().chains, key=lambda chain: len(chain.steps))
     first, second = (workspace.book.live()[step.key] for step in chain.steps[:2])
-    workspace.ledger._db.execute("DROP TRIGGER facts_are_never_edited")
-    for fact in workspace.ledger.facts("checkpoint/1"):
-        if fact.body["link"]["key"] == first.key:
-            body = {**fact.body, "files": second.files}
-            workspace.ledger._db.execute("UPDATE facts SET body = ? WHERE seq = ?", (json.dumps(body), fact.seq))
+    workspace.ledger.append([(kinds.CHECKPOINT, {**first.to_json(), "files": second.files})])
     damaged = workspace.book.live()[first.key]
     assert workspace.store.intact(damaged.files)
     assert first.key not in workspace.intact()
@@ -173,6 +171,20 @@ def test_a_deletion_never_continues_from_a_swapped_checkpoint(session: Session) 
     assert first.key in trained.reconciled.damaged
     delete(session, [victim], executor=INLINE, trainer=TRAINER)
     assert_lawful(session)
+
+
+def test_a_checkpoint_fact_that_was_edited_stops_everything(session: Session) -> None:
+    """As above, by somebody who does not hold the signing key."""
+    ledger = session.workspace.ledger
+    fact = ledger.facts(kinds.CHECKPOINT)[0]
+    body = json.dumps({**fact.body, "files": "0" * 64})
+    ledger._db.execute("DROP TRIGGER facts_are_never_edited")
+    ledger._db.execute("UPDATE facts SET body = ? WHERE seq = ?", (body, fact.seq))
+    with pytest.raises(IntegrityError, match=f"facts [0-9]+ to {fact.seq}: tree head {fact.seq} was signed over"):
+        Workspace.open(session.workspace.path)
+    with pytest.raises(IntegrityError, match="tree head"):
+        delete(session, ["r1"], executor=INLINE, trainer=TRAINER)
+    assert not session.workspace.book.certificates()
 
 
 def test_two_sessions_with_different_recipes_cannot_both_begin(memory_path: Path) -> None:
@@ -192,7 +204,7 @@ def test_a_registered_file_that_is_gone_does_not_stop_a_resumption(session: Sess
     resumed = Session(session.workspace, session.recipe, options)
     with session.workspace.driving():
         held = next(held for held in session.workspace.survivors() if held.record.id == "r1")
-        accept(session.workspace, [held], [], "interrupted")
+        accept(session, [held], [], [], "interrupted")
     train(resumed, executor=INLINE, trainer=TRAINER)
     assert_lawful(session)
 
@@ -221,7 +233,7 @@ def test_copies_of_the_records_handed_out_before_are_named_in_the_certificate(se
     export_records(session, tmp_path / "copy.jsonl")
     done = delete(session, ["r1"], executor=INLINE, trainer=TRAINER)
     assert done.certificate is not None
-    payload = json.loads(base64.b64decode(json.loads(done.certificate.read_text())["payload"]))
+    payload = json.loads(base64.b64decode(json.loads(done.certificate.read_text())["envelope"]["payload"]))
     assert [copy["kind"] for copy in payload["predicate"]["handed_out"]] == ["records"]
     assert (tmp_path / "copy.jsonl").stat().st_mode & 0o077 == 0
 

@@ -25,14 +25,14 @@ def keys(tmp_path: Path) -> Path:
 
 
 def test_a_signature_is_valid_under_its_key_alone(keys: Path, tmp_path: Path) -> None:
-    envelope = Envelope.from_dict(sign(b"a payload", keys))
+    envelope = Envelope.from_dict(sign(b"a payload", read_signing_key(keys)))
     assert envelope.payload_type == PAYLOAD_TYPE
     assert verified(envelope, read_public_key((keys / PUBLIC_FILE).read_bytes()))
     assert not verified(envelope, Ed25519PrivateKey.generate().public_key())
 
 
 def test_signatures_are_the_same_bytes_every_time(keys: Path) -> None:
-    assert sign(b"a payload", keys) == sign(b"a payload", keys)
+    assert sign(b"a payload", read_signing_key(keys)) == sign(b"a payload", read_signing_key(keys))
 
 
 @settings(max_examples=50, deadline=None)
@@ -74,10 +74,10 @@ def test_two_keys_are_never_the_same(keys: Path, tmp_path: Path) -> None:
 def test_a_missing_or_broken_private_key_is_the_worlds_fault(keys: Path) -> None:
     (keys / PRIVATE_FILE).write_text("no key")
     with pytest.raises(StorageError, match="a signing key in"):
-        sign(b"a payload", keys)
+        read_signing_key(keys)
     (keys / PRIVATE_FILE).unlink()
-    with pytest.raises(StorageError, match="a signing key in"):
-        sign(b"a payload", keys)
+    with pytest.raises(StorageError, match=f"the secret at .*{PRIVATE_FILE}"):
+        read_signing_key(keys)
 
 
 def test_a_private_key_of_another_kind_does_not_sign(keys: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_private_key_of_another_kind_does_not_sign(keys: Path) -> None:
     )
     (keys / PRIVATE_FILE).write_bytes(pem)
     with pytest.raises(StorageError, match="Ed25519"):
-        sign(b"a payload", keys)
+        read_signing_key(keys)
 
 
 @pytest.mark.parametrize("pem", [b"", b"no key", b"\xff", b"-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n"])
@@ -105,6 +105,6 @@ def test_a_public_key_survives_pem() -> None:
 def test_an_envelope_is_plain_json(keys: Path) -> None:
     import json
 
-    envelope = sign(b"a payload", keys)
+    envelope = sign(b"a payload", read_signing_key(keys))
     assert parse_json(json.dumps(envelope)) == envelope
     assert set(envelope) == {"payload", "payloadType", "signatures"}

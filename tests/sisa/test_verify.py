@@ -15,15 +15,16 @@ from sisa.delete import delete
 from sisa.replay import replay
 from sisa.session import Session
 from sisa.train import train
-from sisa.verify import verify
+from sisa.verify import BOUND, FRESH, ORIGIN, Evidence, verify
+from sisa.verify_workspace import Replayer, ReplayScope, verify_against
 from tests.toy import ToyTrainer, toy_recipe, toy_session
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
+def session(memory_path: Path) -> Iterator[Session]:
     """A toy workspace out of which one record was deleted under the request ``case-1``."""
-    made = toy_session(tmp_path / "toy", toy_recipe())
-    data = tmp_path / "records.csv"
+    made = toy_session(memory_path / "toy", toy_recipe())
+    data = memory_path / "records.csv"
     data.write_text("id,text,label\n" + "".join(f"r{n},text {n},a\n" for n in range(12)))
     train(made, [data], executor=InlineExecutor(), trainer=ToyTrainer())
     delete(made, ["r3"], request_id="case-1", executor=InlineExecutor(), trainer=ToyTrainer())
@@ -44,23 +45,40 @@ def by_name(checks: list[Check]) -> dict[str, str]:
     return {check.name: check.outcome for check in checks}
 
 
+def against(
+    certificate: Path, path: Path, replay: ReplayScope | None = None, replayer: Replayer | None = None
+) -> list[Check]:
+    """What ``sisa verify -w`` reports: first from the file and the key, then from the workspace."""
+    document, checks = verify(certificate, Evidence(public_keys=(path / "keys" / "signing.pub",)))
+    assert document is not None
+    return checks + verify_against(document, path, replay=replay, replayer=replayer)
+
+
 def test_more_evidence_turns_not_checked_into_passed_and_nothing_into_failed(
-    session: Session, certificate: Path
+    session: Session, certificate: Path, tmp_path: Path
 ) -> None:
     path = session.workspace.path
+    tag_key = tmp_path / "tag.key"
+    tag_key.write_text(session.workspace.keys.tag.hex())
+    tag_key.chmod(0o600)
+    head = tmp_path / "head"
+    head.write_text(session.workspace.ledger.head())
     key = path / "keys" / "signing.pub"
-    alone = by_name(verify(certificate))
-    keyed = by_name(verify(certificate, public_key=key))
-    whole = by_name(verify(certificate, public_key=key, workspace=path))
-    full = by_name(verify(certificate, public_key=key, workspace=path, replay="full", replayer=replayed))
-    assert alone["it was signed by the operator"] == "not_checked"
-    assert keyed["it was signed by the operator"] == "passed"
-    assert "the workspace is as certified" not in whole
+    evidence = Evidence(public_keys=(key,), tag_key=tag_key, record_id="r3", head=head)
+    alone = by_name(verify(certificate, Evidence())[1])
+    keyed = by_name(verify(certificate, Evidence(public_keys=(key,)))[1])
+    everything = by_name(verify(certificate, evidence)[1])
+    whole = by_name(against(certificate, path))
+    full = by_name(against(certificate, path, "full", replayed))
+    assert alone.keys() == keyed.keys() == everything.keys()
+    assert {name for name, outcome in alone.items() if outcome == "not_checked"} == {ORIGIN, FRESH, BOUND}
+    assert {name for name, outcome in keyed.items() if outcome == "not_checked"} == {FRESH, BOUND}
+    assert set(everything.values()) == {"passed"}
     assert whole["the training, run anew, gives the same bits"] == "not_checked"
     assert full["shard 0 trained anew gives the stored bits"] == "passed"
     for outcomes in (alone, keyed, whole, full):
         assert "failed" not in outcomes.values()
-        assert outcomes["the tags belong to the requested IDs"] == "not_checked", "no one can know without the tag key"
+        assert outcomes[BOUND] == "not_checked", "no one can know without the tag key or a receipt"
 
 
 def test_an_affected_replay_trains_the_hit_shards_and_a_full_one_all(session: Session, certificate: Path) -> None:
@@ -70,19 +88,25 @@ def test_an_affected_replay_trains_the_hit_shards_and_a_full_one_all(session: Se
         asked.append((shards, level))
         return replayed(opened, shards, level)
 
-    path = session.workspace.path
-    for scope in ("affected", "full"):
-        verify(certificate, workspace=path, replay="affected" if scope == "affected" else "full", replayer=counted)
+    against(certificate, session.workspace.path, "affected", counted)
+    against(certificate, session.workspace.path, "full", counted)
     ((affected, third), (full, fourth)) = asked
     assert (third, fourth, full) == ("V3", "V4", [0, 1])
     assert len(affected) == 1
 
 
-def test_a_replay_needs_a_workspace_and_somebody_to_do_it(session: Session, certificate: Path) -> None:
-    with pytest.raises(InputError, match="a workspace to replay"):
-        verify(certificate, replay="full", replayer=replayed)
-    with pytest.raises(InputError, match="a workspace to replay"):
-        verify(certificate, replay="full", workspace=session.workspace.path)
+def test_without_somebody_to_do_it_a_replay_is_not_checked(session: Session, certificate: Path) -> None:
+    outcomes = by_name(against(certificate, session.workspace.path, "full"))
+    assert outcomes["the training, run anew, gives the same bits"] == "not_checked"
+
+
+def test_a_directory_that_is_no_workspace_is_the_callers_mistake(
+    session: Session, certificate: Path, tmp_path: Path
+) -> None:
+    document, _ = verify(certificate, Evidence())
+    assert document is not None
+    with pytest.raises(InputError, match="a workspace in"):
+        verify_against(document, tmp_path)
 
 
 def test_a_trainer_that_computes_something_else_is_found_out(session: Session, certificate: Path) -> None:
@@ -95,7 +119,7 @@ def test_a_trainer_that_computes_something_else_is_found_out(session: Session, c
     def other(opened: Workspace, shards: list[int], level: str) -> list[Check]:
         return replay(opened, shards, level, InlineExecutor(), Other())
 
-    outcomes = by_name(verify(certificate, workspace=session.workspace.path, replay="full", replayer=other))
+    outcomes = by_name(against(certificate, session.workspace.path, "full", other))
     assert outcomes["shard 0 trained anew gives the stored bits"] == "failed"
     assert outcomes["shard 1 trained anew gives the stored bits"] == "failed"
 
@@ -104,7 +128,7 @@ def test_a_replay_in_another_environment_class_is_not_comparable(session: Sessio
     def elsewhere(opened: Workspace, shards: list[int], level: str) -> list[Check]:
         return replay(opened, shards, level, InlineExecutor(), ToyTrainer((("machine", "another"),)))
 
-    checks = verify(certificate, workspace=session.workspace.path, replay="full", replayer=elsewhere)
+    checks = against(certificate, session.workspace.path, "full", elsewhere)
     outcomes = [check for check in checks if check.level == "V4"]
     assert {check.outcome for check in outcomes} == {"not_checked"}
     assert all("'another' instead of 'toy'" in check.detail for check in outcomes)
@@ -113,7 +137,7 @@ def test_a_replay_in_another_environment_class_is_not_comparable(session: Sessio
 def test_an_earlier_certificate_is_superseded_and_never_failed(session: Session, certificate: Path) -> None:
     for number in range(4, 12):
         delete(session, [f"r{number}"], executor=InlineExecutor(), trainer=ToyTrainer())
-        checks = verify(certificate, workspace=session.workspace.path, replay="affected", replayer=replayed)
+        checks = against(certificate, session.workspace.path, "affected", replayed)
         assert "failed" not in by_name(checks).values()
     heads = next(check for check in checks if check.name == "heads on disk are the heads certified")
     assert "superseded" in heads.detail
@@ -125,14 +149,14 @@ def test_records_that_wait_for_training_are_not_checked(session: Session, certif
     data = tmp_path / "more.csv"
     data.write_text("id,text,label\n" + "".join(f"n{n},text {n},a\n" for n in range(6)))
     ingest(session, [data], trainer=ToyTrainer())
-    outcomes = by_name(verify(certificate, workspace=session.workspace.path))
+    outcomes = by_name(against(certificate, session.workspace.path))
     assert outcomes["the surviving records hash to the served checkpoints' keys"] == "not_checked"
     assert "failed" not in outcomes.values()
 
 
 def test_a_file_beyond_the_limit_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sisa.verify.MAX_BYTES", 1000)
+    monkeypatch.setattr("sisa.document.MAX_BYTES", 1000)
     file = tmp_path / "large.json"
     file.write_bytes(b" " * 1001)
     with pytest.raises(InputError, match="at most 1000 bytes"):
-        verify(file)
+        verify(file, Evidence())
