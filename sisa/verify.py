@@ -273,7 +273,9 @@ def _history(document: Document) -> Check:
     problems = [f"{name} is not what was accepted" for name, value in said.items() if not _same(told[name], value)]
     pinned = {"digest": predicate["recipe"], "keys": predicate["keys"], "namespace": predicate["namespace"]}
     pinned["recipe"] = predicate["replay"]["recipe"]
-    problems += [f"{name} is not what was pinned" for name, value in pinned.items() if not _same(recipe.body[name], value)]
+    problems += [
+        f"{name} is not what was pinned" for name, value in pinned.items() if not _same(recipe.body[name], value)
+    ]
     if digest("recipe", canonical_json(recipe.body["recipe"])).hex() != predicate["recipe"]:
         problems.append("the recipe does not hash to its digest")
     problems += _removed(document, accepted)
@@ -447,7 +449,7 @@ def _was_there(document: Document) -> Check:
         if fact is None or fact.seq > accepted.seq:
             problems.append(f"tag {entry['tag'][:12]}: no slice committed to before the request")
         elif not verify_inclusion(
-            bytes.fromhex(fact.body["root"]), tag, commitment, SparseProof.from_json(entry["proof"])
+            read_hashes([fact.body["root"]])[0], tag, commitment, SparseProof.from_json(entry["proof"])
         ):
             problems.append(f"tag {entry['tag'][:12]} was not in the slice of fact {fact.seq}")
     return judged("V2", name, problems, f"{len(tags)} records, {len(slices)} slices")
@@ -495,7 +497,7 @@ def _bound_by_receipt(document: Document, receipt: Document, pinned: Sequence[Ed
     slices = [logged.fact for logged in facts if logged.fact.kind == kinds.SLICE]
     tag, commitment = bytes.fromhex(said["tag"]), bytes.fromhex(said["commitment"])
     if len(slices) != 1 or not verify_inclusion(
-        bytes.fromhex(slices[0].body["root"]), tag, commitment, SparseProof.from_json(said["proof"])
+        read_hashes([slices[0].body["root"]])[0], tag, commitment, SparseProof.from_json(said["proof"])
     ):
         problems.append("the receipt's tag is not in the slice that it names")
     if keyed(bytes.fromhex(said["salt"]), "commitment", canonical_json(said["record"])) != commitment:

@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from shards.workspace import Workspace
     from sisa.document import Document
 
-if TYPE_CHECKING:
-    from shards.workspace import Workspace
-    from sisa.document import Document
-
 
 @click.command()
 @click.argument("certificate", type=FILE)
@@ -93,7 +89,12 @@ def _with_workspace(
 @click.option("--checkpoint", help="A checkpoint: what it trained and inherited.")
 @click.option("--all", "everything", is_flag=True, help="Ask the law of the whole workspace, its log first.")
 @click.option("--residue", is_flag=True, help="Search everything stored for --records.")
-@click.option("--records", multiple=True, type=FILE, help="Your own copy of deleted records, with --residue.")
+@click.option(
+    "--records",
+    multiple=True,
+    type=FILE,
+    help="Your own copy of deleted records, with --residue; kept outside the workspace, or it would be found itself.",
+)
 @set_option
 @json_option
 def audit(

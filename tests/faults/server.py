@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 from orchestration.inline import InlineExecutor
+from shards.fact import Fact
 from shards.ledger import Ledger
 from shards.workspace import Workspace
 from sisa.cli import main
@@ -122,10 +123,11 @@ def toy_killed(path: str, data: str, step: str, point: int) -> int:
         act(lambda: os.ftruncate(handle, status.st_size // 2) if stat.S_ISREG(status.st_mode) else None)
         fsync(handle)
 
-    def recorded(ledger: Ledger, facts: Any) -> None:
+    def recorded(ledger: Ledger, facts: Any) -> list[Fact]:
         act()
-        append(ledger, facts)
+        appended = append(ledger, facts)
         act()
+        return appended
 
     sys.addaudithook(hook)
     mock.patch("os.fsync", torn).start()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sisa import residue
@@ -74,6 +74,14 @@ def test_before_a_deletion_a_record_is_refused(scene: Scene) -> None:
     refused(scene.audit(), "1 that are held")
 
 
+def test_an_older_wording_of_a_held_record_is_searched_for_and_its_id_is_not(scene: Scene) -> None:
+    write_jsonl(scene.records, [ticket(0, text="an older wording, deleted when the record was renewed")])
+    result = scene.audit("--json")
+    assert result.code == 0, result.out
+    assert "record 1: ID is that of a surviving record" in result.out
+    assert [outcomes(result.document)[name] for name in (ID, TEXT)] == ["not_checked", "passed"]
+
+
 def test_a_registered_data_file_that_still_holds_a_record_is_named_and_fails_nothing(
     scene: Scene, deletion: Deletion
 ) -> None:
@@ -110,14 +118,7 @@ def test_a_packed_copy_in_a_session_of_ray_is_found(
 def test_tokens_in_an_array_are_found(scene: Scene) -> None:
     configured = read_settings(scene.workspace, {})
     tokens = load_tokenizer(configured.recipe, configured.options.base_model)(ticket(5)["text"])["input_ids"]
-    header = "{'descr': '<i8', 'fortran_order': False, 'shape': (%d,)}" % len(tokens)
-    array = (
-        b"\x93NUMPY\x01\x00"
-        + struct.pack("<H", len(header))
-        + header.encode()
-        + struct.pack(f"<{len(tokens)}q", *tokens)
-    )
-    (scene.workspace / "cache.npy").write_bytes(array)
+    np.save(scene.workspace / "cache.npy", np.array(tokens, np.int64))
     result = scene.audit("--json")
     assert found(result) == {TOKENS}
     assert f"{scene.workspace}/cache.npy: raw bytes: record 2" in result.out

@@ -205,9 +205,8 @@ PROOF = {"siblings": text, "occupant": text}
 FACT = {"seq": count, "kind": text, "body": thing, "created": text, "proof": hashes}
 LOG = {"origin": text, "head": text, "facts": [FACT]}
 ENVELOPE = {"payload": text, "payloadType": text, "signatures": [thing]}
-LINK = {
-    "slice": count, "chain": count, "environment": count, "records": hexed, "key": hexed, "root": hexed, "tensors": hexed,
-}  # fmt: skip
+LINK = {name: count for name in ("slice", "chain", "environment")}
+LINK |= {name: hexed for name in ("records", "key", "root", "tensors")}
 CERTIFICATE = {
     "version": one, "statement": lambda value: value in ("deleted", "not-present"), "issued": text, "clock": text,
     "supersedes": lambda value: value is None or hexed(value),
@@ -495,10 +494,11 @@ def verify(
         return [("V0", "the file is a deletion certificate", "failed")]
     checks: list[Outcome] = [("V0", "the file is a deletion certificate", "passed")]
     with reader():
-        pinned = [load_pem_public_key(pem) for pem in public_keys]
-        require(all(isinstance(key, Ed25519PublicKey) for key in pinned))
+        loaded = [load_pem_public_key(pem) for pem in public_keys]
+        pinned = [key for key in loaded if isinstance(key, Ed25519PublicKey)]
+        require(len(pinned) == len(loaded))
     unanswered = False
-    for ask in (
+    questions: list[Callable[[], list[Outcome]]] = [
         lambda: origin(outer, p, pinned),
         lambda: in_log(outer, p, seal, pinned),
         lambda: fields(p),
@@ -507,7 +507,8 @@ def verify(
         lambda: gone(p),
         lambda: there_before(p),
         lambda: binding(p, pinned, receipt, tag_key),
-    ):
+    ]
+    for ask in questions:
         try:
             checks += ask()
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
@@ -545,9 +546,7 @@ def origin(outer: Any, p: Any, pinned: list[Ed25519PublicKey]) -> list[Outcome]:
     return [outcome("V1", "the signature is valid", signed), ("V1", "it was signed by the operator", told)]
 
 
-def in_log(
-    outer: Any, p: Any, seal: tuple[int, list[bytes], Head], pinned: list[Ed25519PublicKey]
-) -> list[Outcome]:
+def in_log(outer: Any, p: Any, seal: tuple[int, list[bytes], Head], pinned: list[Ed25519PublicKey]) -> list[Outcome]:
     facts, head, (index, path, later) = p["log"]["facts"], Head(p["log"]["head"]), seal
     keys = keys_in_force(facts, pinned)
     logged = whole_log(facts, head) and in_force(head, p["log"]["origin"], keys)
@@ -669,7 +668,8 @@ def gone(p: Any) -> list[Outcome]:
         if len(given) != len(roots):
             holds = False
             continue
-        holds = all([absent(root, tag, proof) for root, proof in zip(roots, given, strict=True)]) and holds
+        for root, proof in zip(roots, given, strict=True):
+            holds = absent(root, tag, proof) and holds
     return [outcome("V2", "the records are in no slice that the served heads were trained on", holds)]
 
 
@@ -732,7 +732,7 @@ def binding(
         targets = p["request"]["targets"]
         tags = {*targets["tombstones"], *targets["absent"]}
         made = {tag_of(key, p["namespace"], tag_key[1], version) for version in range(1, len(tags) + 1)}
-        committed_to = only(p, "genesis/1")["body"]["keys"]["tag"]
+        committed_to = p["log"]["facts"][0]["body"]["keys"]["tag"]
         return [outcome(level, name, committed_to == key_commitment(key) and tags & made)]
     return [(level, name, "not_checked")]
 
@@ -743,12 +743,12 @@ def bound_by_receipt(p: Any, pinned: list[Ed25519PublicKey], envelope: Any) -> b
     keys = keys_in_force(p["log"]["facts"], pinned)
     slices = [fact["body"]["root"] for fact in facts if fact["kind"] == "slice/1"]
     prior = {entry["tag"]: entry["commitment"] for entry in p["prior"]}
+    there = len(slices) == 1 and present(slices[0], said["tag"], said["commitment"], said["proof"])
     return (
-        whole_log(facts, head)
+        there
+        and whole_log(facts, head)
         and in_force(head, p["log"]["origin"], keys)
         and any(signs(key, envelope) for key in [*pinned, key_at(keys, head.size)])
-        and len(slices) == 1
-        and present(slices[0], said["tag"], said["commitment"], said["proof"])
         and commitment_to(said["record"], bytes.fromhex(said["salt"])) == said["commitment"]
         and prior.get(said["tag"]) == said["commitment"]
     )

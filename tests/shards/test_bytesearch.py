@@ -29,8 +29,8 @@ def test_a_search_finds_what_a_plain_search_finds(lengths: tuple[int, int]) -> N
 @pytest.mark.parametrize("size", [1, 5, 8, 16, 31, 1000])
 def test_how_bytes_come_in_chunks_changes_nothing(size: int) -> None:
     alone = [b"abcdef", b"ghijklmnop", TEXT[:15], TEXT[:16], TEXT]
-    decoys = {b"customer-1": (b"big-customer-10", b"customer-10")}
-    wanted = Patterns(dict.fromkeys(alone, ()) | decoys)
+    decoys: dict[bytes, tuple[bytes, ...]] = {b"customer-1": (b"big-customer-10", b"customer-10")}
+    wanted = Patterns(decoys | dict.fromkeys(alone, ()))
     for before in range(0, 70, 3):
         for pattern in alone:
             data = bytes(before) + pattern + b"\x00big-customer-10" * (before % 2)

@@ -40,7 +40,14 @@ from sisa.signing import PAYLOAD_TYPE, sign
 from sisa.train import train
 from sisa.verify import BOUND, FIELDS, FRESH, ORIGIN, SHAPE, Evidence, verify
 from tests.sisa.forging import (
-    failed, forge, from_the_file, head_size, public_key, seal, signed, with_the_workspace,
+    failed,
+    forge,
+    from_the_file,
+    head_size,
+    public_key,
+    seal,
+    signed,
+    with_the_workspace,
 )  # fmt: skip
 from tests.toy import ToyTrainer, memory_directory, stored, toy_recipe, toy_record, toy_session
 
@@ -302,7 +309,13 @@ def test_replayed_for_another_request(session: Session, copied: Path) -> None:
 
 def test_replayed_for_another_id(session: Session, copied: Path, tmp_path: Path) -> None:
     tag_key = key_file(tmp_path / "tag.key", session.workspace.keys.tag)
-    for record_id, expected in {"r1": "passed", "r4": "passed", "nobody": "passed", "r2": "failed", "": "failed"}.items():
+    for record_id, expected in {
+        "r1": "passed",
+        "r4": "passed",
+        "nobody": "passed",
+        "r2": "failed",
+        "": "failed",
+    }.items():
         assert outcome(copied, Evidence(tag_key=tag_key, record_id=record_id), BOUND) == expected, record_id
 
 
@@ -346,7 +359,9 @@ def test_replayed_for_another_release(session: Session, honest: dict[str, Any]) 
         facts.append(fact.to_json() | {"proof": proof})
         lie["predicate"]["log"]["facts"] = sorted(facts, key=lambda logged: int(logged["seq"]))
         lie["predicate"]["after"] = fact.body
-        heads = [{"name": f"shard-{head['shard']}", "digest": {"sha256": head["tensors"]}} for head in fact.body["heads"]]
+        heads = [
+            {"name": f"shard-{head['shard']}", "digest": {"sha256": head["tensors"]}} for head in fact.body["heads"]
+        ]
         lie["subject"] = [{"name": "manifest", "digest": {"sha256": fact.body["digest"]}}, *heads]
         found = failed(from_the_file(forge(workspace, lie, "req", size), workspace))
         assert "heads, subjects and lineages are those of the logged manifest" in found
@@ -546,7 +561,9 @@ def test_duplicate_json_keys(session: Session, honest: dict[str, Any], copied: P
     assert "a key occurs twice" in unreadable(copied)
 
 
-@pytest.mark.parametrize("number", ["9007199254740993", "1" + "0" * 400, "-1", "1e999", "1.5", "1.0", "NaN", "Infinity"])
+@pytest.mark.parametrize(
+    "number", ["9007199254740993", "1" + "0" * 400, "-1", "1e999", "1.5", "1.0", "NaN", "Infinity"]
+)
 @pytest.mark.parametrize("place", ['"version":1', '"steps":', '"seq":', '"shard":', '"surviving":'])
 def test_huge_and_odd_numbers(session: Session, honest: dict[str, Any], number: str, place: str) -> None:
     before, name, after = canonical_json(honest).decode().partition(place)

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestration.inline import InlineExecutor
-from shards import kinds
 from shards.checks import Check
-from shards.digest import bytes_digest, canonical_json
 from shards.errors import RecipeMismatchError
 from shards.law import check_law
 from shards.workspace import Workspace
-from sisa.certificate import certificate_path, statement
+from sisa.certificate import certificate_path
 from sisa.delete import delete
 from sisa.ingest import Ingested, commit
 from sisa.replay import replay
 from sisa.session import Session
-from sisa.signing import sign
 from sisa.train import train
-from sisa.verify import verify
+from sisa.verify import Evidence, verify
+from sisa.verify_workspace import verify_against
+from tests.sisa.forging import (
+    Forgery,
+    failed,
+    forge,
+    from_the_file,
+    head_size,
+    signed,
+    with_the_workspace,
+)
 from tests.toy import ToyTrainer, stored, toy_recipe, toy_record, toy_session
 
 INLINE = InlineExecutor()
 TRAINER = ToyTrainer()
-Forgery = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture
@@ -47,40 +52,32 @@ def replayer(workspace: Workspace, shards: list[int], level: str) -> list[Check]
 
 
 def outcomes(session: Session) -> dict[str, str]:
-    path = certificate_path(session.workspace, "req")
-    checks = verify(path, workspace=session.workspace.path, replay="full", replayer=replayer)
+    checks = with_the_workspace(certificate_path(session.workspace, "req"), session.workspace, replayer)
     return {f"{check.level} {check.name}": check.outcome for check in checks}
 
 
-def forge(session: Session, change: Forgery) -> None:
-    """Sign an altered certificate with the workspace's key, and let the ledger name it."""
-    workspace = session.workspace
-    request = workspace.book.requests()[0][1]
-    document = statement(workspace, request, check_law(workspace))
-    change(document["predicate"])
-    after = document["predicate"]["after"]
-    names = [{"name": "manifest", "digest": {"sha256": after["digest"]}}]
-    names += [{"name": f"shard-{head['shard']}", "digest": {"sha256": head["tensors"]}} for head in after["heads"]]
-    document["subject"] = names
-    data = json.dumps(sign(canonical_json(document), workspace.path / "keys")).encode()
-    certificate_path(workspace, "req").write_bytes(data)
-    workspace.ledger.append([(kinds.CERTIFICATE, {"request_id": "req", "digest": bytes_digest(data)})])
+def lie(session: Session, change: Forgery) -> Path:
+    """Sign an altered certificate with the workspace's key, and let the log name it."""
+    statement = signed(session.workspace, "req")
+    size = head_size(statement)
+    change(statement["predicate"])
+    return forge(session.workspace, statement, "req", size)
 
 
 def test_an_honest_certificate_passes_whole(session: Session) -> None:
     found = outcomes(session)
     assert "failed" not in found.values()
     assert sum(name.startswith("V4") for name in found) == session.recipe.shards
-    forge(session, lambda predicate: None)
+    lie(session, lambda predicate: None)
     assert "failed" not in outcomes(session).values()
 
 
 def _hide_the_tombstones(predicate: dict[str, Any]) -> None:
-    predicate["request"]["tombstones"] = []
+    predicate["request"]["targets"]["tombstones"] = []
 
 
 def _name_another_record(predicate: dict[str, Any]) -> None:
-    predicate["request"]["tags"] = ["ab" * 32]
+    predicate["request"]["targets"]["tags"] = ["ab" * 32]
 
 
 def _claim_no_impact(predicate: dict[str, Any]) -> None:
@@ -104,7 +101,7 @@ def _claim_other_tensors_on_the_way(predicate: dict[str, Any]) -> None:
 
 
 def _claim_another_slice(predicate: dict[str, Any]) -> None:
-    next(part for part in predicate["lineages"] if part["links"])["links"][0]["slice_digest"] = "00" * 32
+    next(part for part in predicate["lineages"] if part["links"])["links"][0]["root"] = "00" * 32
 
 
 def _hide_what_was_purged(predicate: dict[str, Any]) -> None:
@@ -151,8 +148,9 @@ def _hide_the_erasure(predicate: dict[str, Any]) -> None:
     ],
 )
 def test_a_signed_lie_fails(session: Session, change: Forgery) -> None:
-    forge(session, change)
-    assert "failed" in outcomes(session).values()
+    path = lie(session, change)
+    assert failed(with_the_workspace(path, session.workspace, replayer))
+    assert bool(failed(from_the_file(path, session.workspace))) == (change is not _claim_other_records)
 
 
 def test_a_replay_that_could_not_be_run_is_not_checked(session: Session) -> None:
@@ -161,8 +159,9 @@ def test_a_replay_that_could_not_be_run_is_not_checked(session: Session) -> None
     def elsewhere(workspace: Workspace, shards: list[int], level: str) -> list[Check]:
         return replay(workspace, shards, level, INLINE, foreign)
 
-    path = certificate_path(session.workspace, "req")
-    checks = verify(path, workspace=session.workspace.path, replay="affected", replayer=elsewhere)
+    document, _ = verify(certificate_path(session.workspace, "req"), Evidence())
+    assert document is not None
+    checks = verify_against(document, session.workspace.path, replay="affected", replayer=elsewhere)
     (replayed,) = (check for check in checks if check.level == "V3")
     assert replayed.outcome == "not_checked"
     assert "another environment class" in replayed.detail
@@ -171,19 +170,15 @@ def test_a_replay_that_could_not_be_run_is_not_checked(session: Session) -> None
 @pytest.mark.parametrize(
     "field",
     [
-        "after", "before", "environments", "erasure", "handed_out", "impact", "issuer", "keys", "kept", "law",
-        "lineages", "not_claimed", "purged", "recipe", "records", "request", "retrained", "version",
+        "absence", "after", "before", "clock", "environments", "erasure", "handed_out", "impact", "issued", "issuer",
+        "keys", "kept", "law", "lineages", "log", "namespace", "not_claimed", "prior", "purged", "recipe", "records",
+        "replay", "request", "retrained", "statement", "supersedes", "version",
     ],
 )  # fmt: skip
 def test_a_signed_certificate_that_lacks_a_field_fails_without_a_traceback(session: Session, field: str) -> None:
-    workspace = session.workspace
-    request = workspace.book.requests()[0][1]
-    document = statement(workspace, request, check_law(workspace))
-    assert document["predicate"].pop(field) is not None
-    data = json.dumps(sign(canonical_json(document), workspace.path / "keys")).encode()
-    certificate_path(workspace, "req").write_bytes(data)
-    workspace.ledger.append([(kinds.CERTIFICATE, {"request_id": "req", "digest": bytes_digest(data)})])
-    assert "failed" in outcomes(session).values()
+    document, checks = verify(lie(session, lambda predicate: predicate.pop(field)), Evidence())
+    assert document is None
+    assert [(check.level, check.outcome) for check in checks] == [("V0", "failed")]
 
 
 def test_what_a_killed_replay_left_is_reported_and_swept_before_a_certificate(session: Session) -> None:
@@ -202,6 +197,5 @@ def test_a_replay_that_cannot_begin_is_the_callers_matter_and_no_failed_check(se
     def baseless(workspace: Workspace, shards: list[int], level: str) -> list[Check]:
         raise RecipeMismatchError("the pinned base", "another", "name it")
 
-    path = certificate_path(session.workspace, "req")
     with pytest.raises(RecipeMismatchError):
-        verify(path, workspace=session.workspace.path, replay="full", replayer=baseless)
+        with_the_workspace(certificate_path(session.workspace, "req"), session.workspace, baseless)

@@ -184,7 +184,9 @@ def forced(session: Session, plant: Planted, monkey: Monkey) -> Path:
     with monkey.context() as planted:
         plant(session, planted)
         lawless(planted)
-        deletion.delete(session, [Victim.of(session).held.record.id], request_id="req", executor=INLINE, trainer=TRAINER)
+        deletion.delete(
+            session, [Victim.of(session).held.record.id], request_id="req", executor=INLINE, trainer=TRAINER
+        )
     return certificate_path(session.workspace, "req")
 
 
@@ -192,7 +194,9 @@ def forced(session: Session, plant: Planted, monkey: Monkey) -> Path:
 def test_signing_refuses(session: Session, plant: Planted, monkeypatch: Monkey) -> None:
     plant(session, monkeypatch)
     with pytest.raises(LawViolationError):
-        deletion.delete(session, [Victim.of(session).held.record.id], request_id="req", executor=INLINE, trainer=TRAINER)
+        deletion.delete(
+            session, [Victim.of(session).held.record.id], request_id="req", executor=INLINE, trainer=TRAINER
+        )
     assert not certificate_path(session.workspace, "req").exists()
     assert not session.workspace.book.certificates()
 

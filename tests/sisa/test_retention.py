@@ -1,0 +1,290 @@
+"""Tombstones destroyed by retention rule: what goes, what stays, and that nothing breaks over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards import kinds
+from shards.checks import Check
+from shards.errors import InputError, UnknownRecordError
+from shards.law import check_law
+from sisa.audit import audit_everything, audit_record
+from sisa.certificate import certificate_path
+from sisa.delete import unfinished_requests
+from sisa.document import read_certificate
+from sisa.hold import hold
+from sisa.retention import list_tombstones, retire, retire_requests
+from sisa.session import Session
+from sisa.verify_workspace import verify_against
+from tests.exactness.oracle import assert_equals_fresh_run
+from tests.sisa.trained import (
+    TRAINER,
+    assert_lawful,
+    checked,
+    failed,
+    forget,
+    held,
+    public_key,
+    reopened,
+    retrain,
+    rows,
+    trained,
+)
+
+
+@pytest.fixture
+def session(memory_path: Path) -> Iterator[Session]:
+    made = trained(memory_path / "workspace", 18)
+    yield made
+    made.workspace.close()
+
+
+def places(session: Session) -> dict[str, tuple[int, int]]:
+    layout = session.workspace.layout()
+    found = {one.record.id: layout.place(one.record) for one in session.workspace.survivors()}
+    return {record_id: (place.shard, place.slice) for record_id, place in found.items()}
+
+
+def of_one_slice(session: Session) -> tuple[str, str]:
+    """Two records of one slice."""
+    where = places(session)
+    return next((one, two) for one in sorted(where) for two in sorted(where) if one < two and where[one] == where[two])
+
+
+def failing(session: Session) -> list[Check]:
+    return [check for check in check_law(session.workspace) if check.outcome == "failed"]
+
+
+def naming(session: Session, tag: bytes) -> list[str]:
+    """Files of the workspace that hold a tag, as bytes or in hex."""
+    files = [file for file in session.workspace.path.rglob("*") if file.is_file()]
+    return [
+        str(file.relative_to(session.workspace.path))
+        for file in files
+        if tag in file.read_bytes() or tag.hex().encode() in file.read_bytes()
+    ]
+
+
+def test_retirement_destroys_everything_that_names_the_record(session: Session) -> None:
+    tag = session.workspace.tag("r1")
+    forget(session, "r1", request_id="req", who={"requester": "Anna CANARY"})
+    names = naming(session, tag)
+    assert any("store" in name for name in names)
+    assert retire(session.workspace, 0) == ["req"]
+    assert naming(session, tag) == []
+    assert not certificate_path(session.workspace, "req").exists()
+    assert b"CANARY" not in b"".join(f.read_bytes() for f in session.workspace.path.rglob("*") if f.is_file())
+    (fact,) = session.workspace.ledger.facts(kinds.RETIRED)
+    assert fact.body["requests"] == ["req"]
+    assert not set(fact.body["objects"]) & session.workspace.store.objects()
+
+
+def test_after_a_retirement_the_law_holds(session: Session, tmp_path: Path) -> None:
+    forget(session, "r1", "r5")
+    retire(session.workspace, 0)
+    assert not failing(session)
+    assert not [check for check in audit_everything(session.workspace, None) if check.outcome == "failed"]
+    forget(session, "r2")
+    retrain(session, rows(tmp_path / "more.jsonl", 30, 31))
+    assert_lawful(session)
+    assert_equals_fresh_run(session, TRAINER, tmp_path / "fresh")
+    again = reopened(session)
+    assert_lawful(again)
+    again.workspace.close()
+
+
+def test_every_deletion_after_a_retirement_can_be_certified(session: Session) -> None:
+    """The proofs of what was held before walk past slices whose lists are gone."""
+    for number in range(12):
+        forget(session, f"r{number}", request_id=f"req{number}")
+        assert retire(session.workspace, 0) == [f"req{number}"]
+    assert_lawful(session)
+
+
+def test_an_older_request_stays_provable_when_a_younger_one_is_retired(session: Session) -> None:
+    """What was served between the two is known no more, and is no violation for that."""
+    one, two = of_one_slice(session)
+    forget(session, one, request_id="one")
+    forget(session, two, request_id="two")
+    retire_requests(session.workspace, ["two"], "test")
+    assert not failing(session)
+    certificate = certificate_path(session.workspace, "one")
+    certificate.unlink()  # it is issued again
+    retrain(session)
+    assert certificate.exists()
+    assert_lawful(session)
+
+
+def test_requests_that_waited_together_stay_provable_one_without_the_other(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second rests on a slice that still had the first's record; its list waits for it."""
+
+    class Killed(BaseException):
+        pass
+
+    def gone(*_: Any) -> Any:
+        raise Killed
+
+    one, two = of_one_slice(session)
+    with monkeypatch.context() as patch:
+        patch.setattr("sisa.delete.finish_requests", gone)
+        for record_id, name in ((one, "one"), (two, "two")):
+            with pytest.raises(Killed):
+                forget(session, record_id, request_id=name)
+    retrain(session)
+    tags = {name: session.workspace.tag(name) for name in (one, two)}
+    retire_requests(session.workspace, ["one"], "test")
+    certificate_path(session.workspace, "two").unlink()
+    retrain(session)
+    assert_lawful(session)
+    retire_requests(session.workspace, ["two"], "test")
+    assert naming(session, tags[one]) == naming(session, tags[two]) == []
+    assert not failing(session)
+
+
+def test_a_record_may_come_back_after_its_retirement(session: Session, tmp_path: Path) -> None:
+    forget(session, "r1", request_id="req")
+    file = rows(tmp_path / "again.jsonl", 1)
+    assert retrain(session, file).tombstoned == 1
+    retire(session.workspace, 0)
+    with pytest.raises(UnknownRecordError, match="never held"):
+        forget(session, "r1")
+    taken = retrain(session, file, strict=True)
+    assert (taken.added, taken.tombstoned, taken.readmitted, taken.same_content) == (1, 0, 0, ())
+    assert held(session)["r1"] == 1
+    assert_lawful(session)
+    assert_equals_fresh_run(session, TRAINER, tmp_path / "fresh")
+    forget(session, "r1", request_id="again")
+    assert_lawful(session)
+    retire(session.workspace, 0)
+    assert naming(session, session.workspace.tag("r1")) == []
+    assert not failing(session)
+
+
+def test_a_retired_request_is_never_certified_again(session: Session, tmp_path: Path) -> None:
+    forget(session, "r1", request_id="req")
+    issued = session.workspace.book.issued("req")
+    retire(session.workspace, 0)
+    retrain(session, rows(tmp_path / "more.jsonl", 30))
+    forget(session, "r2")
+    assert not unfinished_requests(session.workspace)
+    assert session.workspace.book.issued("req") == issued
+    assert not certificate_path(session.workspace, "req").exists()
+    for ids in (("r2",), ("r3",)):
+        with pytest.raises(InputError, match="req"):
+            forget(session, *ids, request_id="req")
+
+
+def test_a_request_under_way_is_not_retired(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def gone(*_: Any) -> Any:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sisa.delete.finish_requests", gone)
+        with pytest.raises(Killed):
+            forget(session, "r1", request_id="req")
+    assert retire(session.workspace, 0) == []
+    retrain(session)
+    assert retire(session.workspace, 0) == ["req"]
+
+
+def test_only_what_is_older_than_the_rule_is_retired(session: Session) -> None:
+    forget(session, "r1", request_id="req")
+    before = session.workspace.ledger.head()
+    assert retire(session.workspace, 1) == []
+    assert session.workspace.ledger.head() == before
+    with pytest.raises(InputError, match="days"):
+        retire(session.workspace, -1)
+    assert retire(session.workspace, 0) == ["req"]
+    assert retire(session.workspace, 0) == []
+
+
+def test_a_tombstone_lives_as_long_as_the_backups_that_were_declared(memory_path: Path) -> None:
+    session = trained(memory_path / "workspace", backup_days=30)
+    forget(session, "r1", request_id="req")
+    assert retire(session.workspace, 0) == []
+    session.workspace.close()
+
+
+def test_tombstones_are_listed_with_their_fate_and_what_was_said(session: Session) -> None:
+    forget(session, "r1", request_id="one", who={"requester": "Anna"})
+    forget(session, "nobody", request_id="two", ignore_missing=True)
+    retire_requests(session.workspace, ["one"], "test")
+    forget(session, "r5", request_id="three", who={"requester": "Bob"})
+    one, two, three = list_tombstones(session.workspace)
+    assert (one["request_id"], one["retired"], one["tombstones"]) == ("one", True, [])
+    assert one["requester"].startswith("reference ")
+    assert (two["kind"], two["tombstones"], two["retired"]) == ("not-present", [], False)
+    assert three["tombstones"] == [session.workspace.tag("r5").hex()]
+    assert three["requester"] == "Bob"
+    assert three["completed"] >= three["accepted"]
+
+
+def test_a_statement_of_absence_can_be_retired_while_a_record_of_that_id_is_held(
+    session: Session, tmp_path: Path
+) -> None:
+    forget(session, "r30", request_id="absent", ignore_missing=True)
+    retrain(session, rows(tmp_path / "more.jsonl", 30, 31, 32, 33))
+    assert retire(session.workspace, 0) == ["absent"]
+    assert not failing(session)
+    forget(session, "r31")
+    forget(session, "r30")
+    assert_lawful(session)
+
+
+def test_a_certificate_kept_elsewhere_verifies_after_the_retirement(session: Session, tmp_path: Path) -> None:
+    forget(session, "r1", request_id="req")
+    copy = tmp_path / "certificate.json"
+    copy.write_bytes(certificate_path(session.workspace, "req").read_bytes())
+    retire(session.workspace, 0)
+    assert not failed(checked(copy, [public_key(session)]))
+    checks = {
+        check.name: check for check in verify_against(read_certificate(copy.read_bytes()), session.workspace.path)
+    }
+    assert not failed(checks)
+    assert checks["the request's tombstones hold"].outcome == "not_checked"
+
+
+def test_an_audit_of_a_retired_record_knows_it_no_more(session: Session) -> None:
+    forget(session, "r1")
+    assert audit_record(session.workspace, "r1")["deleted"]
+    retire(session.workspace, 0)
+    document = audit_record(session.workspace, "r1")
+    assert not document["deleted"]
+    assert not document["exposures"]
+
+
+def test_a_retirement_that_was_cut_off_is_swept_by_the_next_driver(
+    session: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def gone(*_: Any) -> Any:
+        raise Killed
+
+    tag = session.workspace.tag("r1")
+    forget(session, "r1", request_id="req")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(session.workspace), "sweep", gone)
+        with pytest.raises(Killed):
+            retire(session.workspace, 0)
+    retrain(session, rows(tmp_path / "more.jsonl", 30))
+    assert naming(session, tag) == []
+    assert_lawful(session)
+
+
+def test_holds_outlive_the_retirement_of_what_was_deleted_before(session: Session) -> None:
+    hold(session.workspace, ["r5"], [])
+    forget(session, "r1")
+    retire(session.workspace, 0)
+    assert len(session.workspace.book.holds()) == 1
+    assert_lawful(session)
