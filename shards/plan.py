@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from shards.layout import ShardLayout
@@ -19,7 +20,7 @@ from shards.vault import StoredRecord
 CHAIN = 0  # one chain a shard; the number is part of keys and seeds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: the root is made once
 class SliceStep:
     """Train one slice from its parent.
 
@@ -38,7 +39,7 @@ class SliceStep:
         """How many records live in this slice."""
         return len(self.leaves)
 
-    @property
+    @cached_property
     def root(self) -> str:
         """Root (hex) of the slice's tree of commitments."""
         return tree_root(self.leaves).hex()

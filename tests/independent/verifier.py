@@ -205,8 +205,8 @@ PROOF = {"siblings": text, "occupant": text}
 FACT = {"seq": count, "kind": text, "body": thing, "created": text, "proof": hashes}
 LOG = {"origin": text, "head": text, "facts": [FACT]}
 ENVELOPE = {"payload": text, "payloadType": text, "signatures": [thing]}
-LINK = {name: count for name in ("slice", "chain", "environment")}
-LINK |= {name: hexed for name in ("records", "key", "root", "tensors")}
+LINK = dict.fromkeys(("slice", "chain", "environment"), count)
+LINK |= dict.fromkeys(("records", "key", "root", "tensors"), hexed)
 CERTIFICATE = {
     "version": one, "statement": lambda value: value in ("deleted", "not-present"), "issued": text, "clock": text,
     "supersedes": lambda value: value is None or hexed(value),
@@ -431,7 +431,7 @@ def whole_log(facts: list[Any], head: Head) -> bool:
 
 
 def leads(root: str, tag: str, start: bytes, siblings: list[bytes]) -> bool:
-    if len(siblings) > 256 or (siblings and siblings[-1] == EMPTY):
+    if len(siblings) > 256:
         return False
     bits, at = f"{int(tag, 16):0256b}", start
     for deep in reversed(range(len(siblings))):

@@ -11,7 +11,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from shards.workspace import Workspace
 from sisa import log
 from sisa.certificate import certificate_path, is_intact
 from sisa.delete import delete, unfinished_requests
+from sisa.document import LoggedFact
+from sisa.erasure import erasure_status
 from sisa.export import export_records, register_derived
 from sisa.ingest import Ingested, commit
 from sisa.receipt import receipt
@@ -234,6 +236,63 @@ def test_what_a_file_cannot_speak_against_the_workspace_does(
     path = forge(session.workspace, lie, "req", head_size(honest))
     assert failed(from_the_file(path, session.workspace)) == []
     assert failed(with_the_workspace(path, session.workspace)) == [REBUILT]
+    forge(session.workspace, honest, "req", head_size(honest))
+
+
+def logged_anew(workspace: Workspace, statement: dict[str, Any], seqs: Iterable[int]) -> dict[str, Any]:
+    """The statement resting on these facts, proven in the log as it is now."""
+    stored_facts = {fact.seq: fact for fact in workspace.ledger.since(0)}
+    size = len(stored_facts)
+    proofs = workspace.ledger.prove(stored_facts, size)
+    facts = [stored_facts[seq].to_json() | {"proof": [node.hex() for node in proofs[seq]]} for seq in sorted({*seqs})]
+    statement["predicate"]["log"] |= {"head": workspace.ledger.head(), "facts": facts}
+    return statement
+
+
+def test_a_purge_or_an_erasure_left_out_with_everything_that_follows_from_it(
+    session: Session, honest: dict[str, Any]
+) -> None:
+    """The operator hides a purge: its fact, its checkpoints, its evidence."""
+    workspace = session.workspace
+    for hidden in (kinds.PURGE, kinds.ERASURE):
+        lie = copy.deepcopy(honest)
+        said = lie["predicate"]
+        said["log"]["facts"] = [fact for fact in said["log"]["facts"] if fact["kind"] != hidden]
+        facts = {
+            kind: [
+                logged.fact for logged in map(LoggedFact.from_json, said["log"]["facts"]) if logged.fact.kind == kind
+            ]
+            for kind in (kinds.REQUEST, kinds.ERASURE, kinds.PURGE)
+        }
+        said["purged"] = [key for fact in facts[kinds.PURGE] for key in fact.body["checkpoints"]]
+        said["erasure"] = erasure_status(
+            facts[kinds.REQUEST][0], facts[kinds.ERASURE], facts[kinds.PURGE], said["handed_out"]
+        )
+        path = forge(workspace, lie, "req", head_size(honest))
+        assert failed(from_the_file(path, workspace)) == ["its fields are what the logged facts say"]
+    forge(workspace, honest, "req", head_size(honest))
+
+
+def test_another_recipe_under_the_digest_of_the_pinned_one(session: Session, honest: dict[str, Any]) -> None:
+    """The operator logs a second recipe that never trained anything, and certifies that."""
+    workspace, lie = session.workspace, copy.deepcopy(honest)
+    pinned = workspace.ledger.facts(kinds.RECIPE)[0]
+    recipe = pinned.body["recipe"] | {"epochs": 9}
+    (fact,) = workspace.ledger.append([(kinds.RECIPE, pinned.body | {"recipe": recipe})])
+    seqs = [logged["seq"] for logged in honest["predicate"]["log"]["facts"] if logged["kind"] != kinds.RECIPE]
+    logged_anew(workspace, lie, [*seqs, fact.seq])
+    lie["predicate"]["replay"]["recipe"] = recipe
+    path = forge(workspace, lie, "req", head_size(lie))
+    assert failed(from_the_file(path, workspace)) == ["its fields are what the logged facts say"]
+    workspace.ledger.append([(kinds.RECIPE, pinned.body)])
+    forge(workspace, honest, "req", head_size(honest))
+
+
+def test_facts_of_the_log_proven_anew_are_believed(session: Session, honest: dict[str, Any]) -> None:
+    """The two attacks above fail for what they say, not for how they are made."""
+    seqs = [logged["seq"] for logged in honest["predicate"]["log"]["facts"]]
+    again = logged_anew(session.workspace, copy.deepcopy(honest), seqs)
+    assert failed(from_the_file(forge(session.workspace, again, "req", head_size(again)), session.workspace)) == []
     forge(session.workspace, honest, "req", head_size(honest))
 
 

@@ -142,7 +142,7 @@ def test_tree_heads_are_signed_by_the_key_in_force(session: Session, tmp_path: P
 def test_the_history_says_which_key_held_when(session: Session) -> None:
     first = public_key(session).read_text()
     for reason in ("planned", "lost", "stolen"):
-        rotate(session.workspace, reason)  # type: ignore[arg-type]
+        rotate(session.workspace, reason)
     told = history(session.workspace)
     assert [key["reason"] for key in told] == ["first", "planned", "lost", "stolen"]
     assert [key["endorsed"] for key in told] == [False, True, False, False]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import orchestration.executor
 import orchestration.inline
 import shards.plan
 from orchestration.executor import ChainOrder, StepOrder
@@ -106,7 +107,7 @@ def left_in_the_adapter_and_optimiser_state(session: Session, monkey: Monkey) ->
     victim = Victim.of(session)
     head = session.workspace.chain(victim.place.shard).head
     assert head is not None
-    stale, honest, order = session.workspace.book.live()[head.key], shards.plan._chain, orchestration.inline.order
+    stale, honest, order = session.workspace.book.live()[head.key], shards.plan._chain, orchestration.executor.order
     nothing_purged(monkey)
 
     def chain(number: int, slices: Slices, layout: ShardLayout, recipe: str) -> shards.plan.Chain:
