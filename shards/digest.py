@@ -54,7 +54,8 @@ def parse_json(data: bytes | str) -> Any:
             raise ValueError(f"{text} is beyond every finite number")
         return number
 
-    return json.loads(data, object_pairs_hook=unique, parse_constant=no_constant, parse_float=finite)
+    text = data.decode() if isinstance(data, bytes) else data  # UTF-8 and nothing else; json would guess
+    return json.loads(text, object_pairs_hook=unique, parse_constant=no_constant, parse_float=finite)
 
 
 def _encode(domain: str, fields: Iterable[Field]) -> bytes:

@@ -217,9 +217,7 @@ def _look_up(session: Session, ids: Sequence[str], subjects: Sequence[str], igno
     )
 
 
-def _as_repeated(
-    workspace: Workspace, request_id: str | None, target: _Target, who: Mapping[str, str]
-) -> _Target:
+def _as_repeated(workspace: Workspace, request_id: str | None, target: _Target, who: Mapping[str, str]) -> _Target:
     """The target less what earlier requests said already; a request ID may be repeated for the same only."""
     said = {tag for request in target.earlier for tag in request.targets.absent}
     target = replace(target, absent=tuple(tag for tag in target.absent if tag not in said))

@@ -327,7 +327,8 @@ def _lineages(document: Document) -> list[Check]:
             end = lineage_digest(end, body["key"], body["tensors"], body["root"], environment)
         if links:
             ends[lineage["shard"]] = (links[-1].key, lineage["links"][-1]["tensors"], end, len(links))
-    if [lineage["shard"] for lineage in predicate["lineages"]] != list(range(predicate["replay"]["recipe"]["shards"])):
+    numbers = [lineage["shard"] for lineage in predicate["lineages"]]
+    if numbers != list(range(len(numbers))) or len(numbers) != predicate["replay"]["recipe"]["shards"]:
         problems.append("not every shard of the recipe occurs once, in order")
     used = {body["environment"] for lineage in predicate["lineages"] for body in lineage["links"]}
     if used != set(range(len(predicate["environments"]))):

@@ -144,7 +144,7 @@ def trial(request: pytest.FixtureRequest, strikers: list[Order]) -> Iterator[Tri
 
 def test_the_calls_listed_are_those_of_a_whole_step(trial: Trial) -> None:
     names = Counter(call["name"] for call in trial.calls)
-    for name in ("open", "read", "pread", "write", "pwrite", "fsync", "fdatasync", "rename", "unlink", "list", "close"):
+    for name in ("open", "read", "pread", "write", "pwrite", "fsync", "fdatasync", "rename", "ftruncate", "list", "close"):
         assert names[name], name
     assert {call["path"].partition("/")[0] for call in trial.calls} >= {
         "ledger.sqlite",

@@ -143,9 +143,8 @@ def test_a_deletion_killed_at_random_moments_ends_with_the_same_bytes(
     arguments = ["delete", "--id", ticket(1)["id"], "--id", ticket(9)["id"], "--request-id", "case-1", "-w"]
     ended, killed = (copy_of(classification.path, tmp_path / name) for name in ("ended", "killed"))
     seconds = kills("run", [*arguments, str(ended)])["seconds"]
-    codes = []
-    for moment in moments(seconds):
-        codes.append(kills("run_and_kill", [*arguments, str(killed)], moment, signal.SIGKILL)["code"])
+    command = [*arguments, str(killed)]
+    codes = [kills("run_and_kill", command, moment, signal.SIGKILL)["code"] for moment in moments(seconds)]
     assert KILLED in codes
     assert kills("run", [*arguments, str(killed)])["code"] == 0
     same_models(ended, killed)

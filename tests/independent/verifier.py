@@ -431,7 +431,7 @@ def whole_log(facts: list[Any], head: Head) -> bool:
 
 
 def leads(root: str, tag: str, start: bytes, siblings: list[bytes]) -> bool:
-    if len(siblings) > 256:
+    if len(siblings) > 256 or (siblings and siblings[-1] == EMPTY):
         return False
     bits, at = f"{int(tag, 16):0256b}", start
     for deep in reversed(range(len(siblings))):
@@ -635,7 +635,8 @@ def lineages(p: Any, subject: Any) -> list[Outcome]:
             keys.append(parent)
         if lineage["links"]:
             ends[lineage["shard"]] = [parent, lineage["links"][-1]["tensors"], end, len(lineage["links"])]
-    whole = whole and [part["shard"] for part in p["lineages"]] == list(range(p["replay"]["recipe"]["shards"]))
+    whole = whole and [part["shard"] for part in p["lineages"]] == list(range(len(p["lineages"])))
+    whole = whole and len(p["lineages"]) == p["replay"]["recipe"]["shards"]
     whole = whole and used == set(range(len(p["environments"])))
     for head in after["heads"]:
         require(head.keys() == {"shard", "checkpoint", "tensors", "lineage", "steps"})

@@ -457,6 +457,16 @@ def test_a_stale_release_is_told_by_a_later_head(memory_path: Path) -> None:
     head.write_text(workspace.ledger.head())
     assert outcome(path, Evidence(key), FRESH) == "not_checked"
     assert outcome(path, Evidence(key, head=head), FRESH) == "passed"
+    receipt(session, "r2")  # the log goes on, the release stays
+    head.write_text(workspace.ledger.head())
+    same = log.extension(workspace, log.sealed_size(path))
+    for consistency, expected in (
+        (same["consistency"], "passed"),
+        (same["consistency"][:-1], "failed"),
+        ([], "failed"),
+    ):
+        extension.write_text(json.dumps(same | {"consistency": consistency}))
+        assert outcome(path, evidence, FRESH) == expected
     delete(session, ["r2"], executor=INLINE, trainer=TRAINER)
     head.write_text(workspace.ledger.head())
     whole = log.extension(workspace, log.sealed_size(path))
@@ -629,6 +639,15 @@ def test_huge_and_odd_numbers(session: Session, honest: dict[str, Any], number: 
     rest = after.lstrip("0123456789")
     payload = f"{before}{name.removesuffix('1')}{number}{rest}".encode()
     assert failed(verify(forged_bytes(session, payload, head_size(honest)), Evidence())[1])
+
+
+@pytest.mark.parametrize("place", ["shards", "slices"])
+def test_a_huge_number_costs_the_reader_nothing(session: Session, honest: dict[str, Any], place: str) -> None:
+    lie = copy.deepcopy(honest)
+    lie["predicate"]["replay"]["recipe"][place] = 2**53 - 1
+    path = forge(session.workspace, lie, "req", head_size(honest))
+    assert "its fields are what the logged facts say" in failed(from_the_file(path, session.workspace))
+    forge(session.workspace, honest, "req", head_size(honest))
 
 
 def test_a_number_with_more_digits_than_can_be_read(session: Session, honest: dict[str, Any]) -> None:

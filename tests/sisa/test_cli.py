@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from shards import errors
@@ -30,9 +32,18 @@ def workspace(tmp_path: Path) -> Path:
 CODES = {
     errors.InputError: 2, errors.RecordError: 2, errors.UnknownRecordError: 2, errors.ConfigError: 2,
     errors.RecipeMismatchError: 2, errors.CheckError: 1, errors.IntegrityError: 1, errors.LawViolationError: 1,
-    errors.OperationError: 3, errors.LockedError: 3, errors.StorageError: 3, errors.StepFailedError: 3,
-    errors.EnvironmentMismatchError: 3, errors.MissingDependencyError: 3,
+    errors.OperationError: 3, errors.HeldError: 3, errors.LockedError: 3, errors.StorageError: 3,
+    errors.StepFailedError: 3, errors.EnvironmentMismatchError: 3, errors.MissingDependencyError: 3,
 }  # fmt: skip
+
+
+def kinds_of(error: type[errors.SisaError]) -> set[type[errors.SisaError]]:
+    """An error and every kind of it."""
+    return {error}.union(*map(kinds_of, error.__subclasses__()))
+
+
+def test_no_error_of_the_tree_is_without_an_exit_code() -> None:
+    assert CODES.keys() == kinds_of(errors.SisaError) - {errors.SisaError}
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -84,10 +95,27 @@ def test_one_failed_check_is_exit_code_1_and_none_is_0(as_json: bool, capsys: py
     assert capsys.readouterr().out.count('"failed": 1' if as_json else "1 failed") == 1
 
 
+# What these print is a document in a form of its own.
+DOCUMENTS = {"key tag-key", "letter", "log extension", "log head"}
+
+
+def commands(group: click.Group, above: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command, with those of the groups in it."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{above}{name} ")
+        else:
+            yield above + name, command
+
+
 def test_the_workspace_and_json_options_follow_every_command_that_has_them() -> None:
-    for name, command in cli.commands.items():
+    found = dict(commands(cli))
+    assert {"key rotate", "log head", "log extension", "verify"} <= found.keys()
+    for name, command in found.items():
         options = {option for parameter in command.params for option in parameter.opts}
-        if name != "demo":
+        if name in DOCUMENTS:
+            assert "--output" in options, name
+        elif name != "demo":
             assert "--json" in options, name
         if name not in {"demo", "init"}:
             assert {"-w", "--workspace"} <= options, name
@@ -100,8 +128,11 @@ def test_the_commands_of_the_design_are_there_with_their_options() -> None:
         "train": {"--data", "--executor", "--workers"},
         "predict": {"--text", "--input", "--output"},
         "delete": {"--id", "--ids-file", "--subject", "--dry-run", "--certificate", "--ignore-missing", "--request-id"},
-        "verify": {"--public-key", "--replay"},
-        "audit": {"--id", "--subject", "--shard", "--checkpoint", "--all"},
+        "verify": {"--public-key", "--replay", "--receipt", "--tag-key", "--id", "--head", "--extension"},
+        "receipt": {"--id"},
+        "letter": {"--request"},
+        "hold": {"--id", "--subject", "--lift"},
+        "audit": {"--id", "--subject", "--shard", "--checkpoint", "--all", "--residue", "--records"},
         "status": set(),
         "export": {"--records"},
         "demo": set(),
