@@ -203,7 +203,7 @@ def served(workspace: Workspace, plan: Plan) -> ModelManifest:
 def publish(workspace: Workspace, plan: Plan) -> ModelManifest:
     """Serve what is stored of a plan; a new generation only if something changes."""
     manifest, current = served(workspace, plan), workspace.book.manifest()
-    if current is not None and current.digest == manifest.digest:
+    if current is not None and (current.recipe, current.heads) == (manifest.recipe, manifest.heads):
         return current
     workspace.ledger.append([(kinds.MANIFEST, manifest.to_json())])
     return manifest

@@ -20,6 +20,15 @@ from shards.store import Store
 from shards.targets import Targets
 from shards.vault import Part
 
+# The facts that name stored objects, and in which fields.
+_NAMED_IN = {
+    kinds.CHECKPOINT: ("files", "seen"),
+    kinds.SLICE: ("leaves",),
+    kinds.REQUEST: ("object",),
+    kinds.REFUSAL: ("object",),
+    kinds.HOLD: ("object",),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
@@ -191,8 +200,17 @@ class Book:
         return frozenset(request for fact in self.ledger.facts(kinds.RETIRED) for request in fact.body["requests"])
 
     def destroyed_objects(self) -> frozenset[str]:
-        """Objects that a retention rule destroyed."""
-        return frozenset(name for fact in self.ledger.facts(kinds.RETIRED) for name in fact.body["objects"])
+        """Objects that a retention rule destroyed, and that no later fact names again.
+
+        A list of tags comes again, the same, once a record came back after its retirement.
+        """
+        destroyed: set[str] = set()
+        for fact in self.ledger.facts(kinds.RETIRED, *_NAMED_IN):
+            if fact.kind == kinds.RETIRED:
+                destroyed.update(fact.body["objects"])
+            else:
+                destroyed.difference_update(fact.body[name] for name in _NAMED_IN[fact.kind])
+        return frozenset(destroyed)
 
     def request(self, request_id: str) -> tuple[Fact, DeletionRequest] | None:
         """One request, with its fact."""

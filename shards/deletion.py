@@ -61,6 +61,11 @@ class DeletionRequest:
         """The shards that it hit."""
         return frozenset(shard["shard"] for shard in self.impact["shards"])
 
+    @property
+    def purged(self) -> frozenset[str]:
+        """Checkpoints that were to be purged, as planned on acceptance."""
+        return frozenset(key for shard in self.impact["shards"] for key in shard["purged"])
+
     def to_json(self) -> dict[str, Any]:
         """The body of its fact."""
         return {name: value for name, value in asdict(self).items() if name not in ("targets", "retired")}

@@ -8,16 +8,18 @@ touching placement. A secret that others than its owner can read is refused.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from shards.digest import derive, digest
 from shards.errors import InputError, StorageError
-from shards.files import fsync_directory, remove, replace_file, storage
+from shards.files import fsync_directory, remove, replace_file, storage, write_new
 
 ROOT_FILE = "root.key"
 PRIVATE_FILE = "signing.key"
@@ -55,11 +57,11 @@ def key_commitment(name: str, key: bytes) -> str:
 
 
 def create_root(directory: Path, root: bytes | None = None) -> None:
-    """Write a root secret (fresh unless given), readable by its owner only."""
+    """Write a root secret (fresh unless given), durably, readable by its owner only."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(directory / ROOT_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write((root or os.urandom(32)).hex() + "\n")
+    write_new(directory / ROOT_FILE, (root or os.urandom(32)).hex().encode() + b"\n", private=True)
+    fsync_directory(directory)
+    fsync_directory(directory.parent)
 
 
 def read_root(directory: Path) -> bytes:
@@ -112,12 +114,11 @@ def _private(path: Path) -> bytes:
 
 
 def create_signing_key(directory: Path) -> None:
-    """Write a fresh key pair where there is none; the private half is readable by its owner only."""
+    """Write a fresh key pair where there is none, durably; the private half is readable by its owner only."""
     key = Ed25519PrivateKey.generate()
-    handle = os.open(directory / PRIVATE_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(private_pem(key))
-    (directory / PUBLIC_FILE).write_bytes(public_pem(key.public_key()))
+    write_new(directory / PRIVATE_FILE, private_pem(key), private=True)
+    write_new(directory / PUBLIC_FILE, public_pem(key.public_key()))
+    fsync_directory(directory)
 
 
 def write_next_key(directory: Path, private: bytes) -> None:
@@ -130,12 +131,20 @@ def read_next_key(directory: Path) -> Ed25519PrivateKey | None:
     return _signing_key(directory / NEXT_FILE) if (directory / NEXT_FILE).exists() else None
 
 
-def promote_next_key(directory: Path) -> None:
-    """Put the next signing key in place of the one there; the old private half is gone then."""
+def promote_next_key(directory: Path) -> bool:
+    """Put the next signing key in place of the one there, whose private half is gone then.
+
+    Returns:
+        Was it not in place already?
+    """
     key = _signing_key(directory / NEXT_FILE)
+    path, pem = directory / PRIVATE_FILE, private_pem(key)
+    with storage(f"read {path}"):
+        waited = not path.exists() or path.read_bytes() != pem
     replace_file(directory / PUBLIC_FILE, public_pem(key.public_key()))
-    replace_file(directory / PRIVATE_FILE, private_pem(key), private=True)
+    replace_file(path, pem, private=True)
     discard_next_key(directory)
+    return waited
 
 
 def discard_next_key(directory: Path) -> None:
@@ -181,6 +190,20 @@ def public_pem(key: Ed25519PublicKey) -> bytes:
 def endorsed(log: str, pem: bytes) -> bytes:
     """What a log's signing key signs to endorse the next one (its public PEM)."""
     return b"sisa-key-endorsement\n" + log.encode() + b"\n" + pem
+
+
+def is_succession(old: Ed25519PublicKey, log: str, body: Mapping[str, Any]) -> bool:
+    """Does the body of a ``key/1`` fact say truly whether ``old`` endorses the key that it names?
+
+    A planned rotation needs the endorsement; whoever declares the old key lost or stolen has none.
+    """
+    if body["reason"] in ("lost", "stolen"):
+        return body["endorsement"] is None
+    try:
+        old.verify(bytes.fromhex(body["endorsement"]), endorsed(log, body["public_key"].encode()))
+    except InvalidSignature:
+        return False
+    return bool(body["reason"] == "planned")
 
 
 def read_public_key(pem: bytes) -> Ed25519PublicKey:

@@ -97,7 +97,7 @@ def _served(workspace: Workspace, visible: dict[str, frozenset[bytes]]) -> Check
     for accepted, request in workspace.book.requests():
         forgotten = frozenset(map(bytes.fromhex, request.tombstones))
         for fact, manifest in manifests:
-            if fact.seq < accepted.seq:
+            if fact.seq < accepted.seq and fact != manifests[-1][0]:  # what is served now counts wherever it stands
                 continue
             problems += [
                 f"manifest {manifest.generation} serves shard {head.shard} from {head.checkpoint[:12]}, "

@@ -28,7 +28,7 @@ from shards.digest import canonical_json, parse_json, tree_leaf
 from shards.errors import IntegrityError, StorageError
 from shards.fact import Fact
 from shards.files import fsync_directory, storage
-from shards.keys import read_public_key
+from shards.keys import is_succession, read_public_key
 from shards.migrations import migrate
 from shards.note import TreeHead, read_head, sign_head, signed_by
 from shards.tlog import Peaks, consistency_proof, inclusion_proofs
@@ -66,7 +66,10 @@ class _Tree:
             self.peaks.append(self.leaves[-1])
             if kind in (kinds.GENESIS, kinds.KEY):
                 fact = parse_json(body)
-                self.keys.append(read_public_key(fact["public_key"].encode()))
+                key = read_public_key(fact["public_key"].encode())
+                if kind == kinds.KEY and not is_succession(self.keys[-1], self.origin, fact):
+                    raise ValueError("the signing key before did not endorse this one")
+                self.keys.append(key)
             if kind == kinds.GENESIS:
                 self.origin = fact["log"]
                 self.head()  # refuses what cannot name a log
@@ -198,7 +201,7 @@ class Ledger:
     def facts(self, *kinds: str) -> list[Fact]:
         """All facts of these kinds, oldest first. This is a read-only operation."""
         marks = ", ".join("?" * len(kinds))
-        query = f"SELECT seq, kind, body, created FROM facts WHERE kind IN ({marks}) ORDER BY seq"  # noqa: S608
+        query = f"SELECT seq, kind, body, created FROM facts NOT INDEXED WHERE kind IN ({marks}) ORDER BY seq"  # noqa: S608
         with self._errors():
             rows = self._db.execute(query, kinds).fetchall()
         return [self._fact(row) for row in rows]
@@ -308,7 +311,11 @@ class Ledger:
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except UnicodeDecodeError as error:  # a name in a damaged schema
+            raise _broken(self.path, str(error)) from error
         except sqlite3.Error as error:
+            if type(error) is sqlite3.DatabaseError:  # malformed, or no database: its subclasses are other troubles
+                raise _broken(self.path, str(error)) from error
             raise StorageError(
                 f"to read and append facts in {self.path}",
                 str(error),

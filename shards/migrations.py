@@ -15,7 +15,6 @@ CREATE TABLE facts (
     body TEXT NOT NULL,
     created TEXT NOT NULL
 ) STRICT;
-CREATE INDEX facts_by_kind ON facts (kind, seq);
 CREATE TRIGGER facts_are_never_edited BEFORE UPDATE ON facts
 BEGIN SELECT RAISE(ABORT, 'facts are never edited'); END;
 CREATE TRIGGER facts_are_never_removed BEFORE DELETE ON facts

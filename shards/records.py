@@ -23,7 +23,7 @@ from typing import Any
 from shards.digest import canonical_json, parse_json
 from shards.errors import RecordError
 
-MAX_VERSION = 1_000_000
+MAX_VERSION = 100  # each version of a deleted record has a tombstone and its proofs
 MAX_GENERATION = 1_000_000
 _SHOWN = 20
 

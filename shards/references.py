@@ -69,6 +69,15 @@ class References:
         entry = self._read().get(reference)
         return None if entry is None else entry["text"]
 
+    def names(self) -> frozenset[str]:
+        """Every reference whose text is kept.
+
+        Raises:
+            IntegrityError: if the file is damaged.
+            StorageError: if the file cannot be read.
+        """
+        return frozenset(self._read())
+
     def forget(self, references: Iterable[str]) -> int:
         """Destroy the texts behind ``references``; returns how many there were.
 

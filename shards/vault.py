@@ -114,6 +114,7 @@ class Vault:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._decoded: dict[str, list[StoredRecord]] = {}  # by digest; the bytes are read and hashed every time
 
     def write(self, places: Mapping[Assignment, Sequence[StoredRecord]]) -> list[Part]:
         """Write one part per place, durably; nothing refers to them until the ledger does.
@@ -139,7 +140,10 @@ class Vault:
         Raises:
             IntegrityError: if the file is missing or not the one the ledger names.
         """
-        return _decode(self._verified(part))
+        data = self._verified(part)
+        if part.digest not in self._decoded:
+            self._decoded[part.digest] = _decode(data)
+        return list(self._decoded[part.digest])
 
     def tags(self, parts: Iterable[Part]) -> dict[bytes, Part]:
         """Every tag held, and the part that holds it, without decoding content.
@@ -173,7 +177,10 @@ class Vault:
 
     def sweep(self, parts: Iterable[Part]) -> list[str]:
         """Remove every file that is neither one of ``parts`` nor kept; returns the names removed."""
+        parts = list(parts)
         known = KEPT | {part.file for part in parts}
+        held = {part.digest for part in parts}
+        self._decoded = {digest: records for digest, records in self._decoded.items() if digest in held}
         with storage(f"remove superseded parts in {self.root}"):
             removed = sorted(entry.name for entry in self.root.iterdir() if entry.name not in known)
             for name in removed:

@@ -92,14 +92,16 @@ class Workspace:
         try:
             if check:
                 workspace.ledger.check()
-            pinned = workspace.book.pinned() if check or not workspace.ledger.problems() else None
+            whole = check or not workspace.ledger.problems()
+            pinned = workspace.book.pinned() if whole else None
+            committed = workspace.book.genesis().body["keys"] if whole else keys.commitments()
         except BaseException:
             workspace.close()
             raise
-        if pinned is not None and pinned.keys != keys.commitment():
+        if committed != keys.commitments() or (pinned is not None and pinned.keys != keys.commitment()):
             workspace.close()
             raise RecipeMismatchError(
-                f"keys with commitment {pinned.keys[:16]} in {path / 'keys'}",
+                f"the keys that the ledger commits to in {path / 'keys'}",
                 f"keys with commitment {keys.commitment()[:16]}",
                 "restore the root secret that this workspace was made with",
             )

@@ -16,10 +16,10 @@ from shards import kinds
 from shards.checks import Check
 from shards.deletion import NOT_PRESENT, DeletionRequest
 from shards.digest import bytes_digest, canonical_json, files_digest, parse_json
-from shards.errors import IntegrityError
+from shards.errors import IntegrityError, LawViolationError
 from shards.fact import Fact
 from shards.files import replace_file, storage
-from shards.keys import public_pem, read_signing_key
+from shards.keys import read_signing_key
 from shards.lineage import Checkpoint
 from shards.note import LogProof, read_head
 from shards.plan import Chain, SliceStep
@@ -28,9 +28,10 @@ from shards.targets import SUPPRESSION_FILE
 from shards.vault import vault_digest
 from shards.workspace import Workspace
 from sisa import __version__
-from sisa.document import CERTIFICATE_TYPE, STATEMENT_TYPE, envelope_digest, write_certificate
+from sisa.document import CERTIFICATE_TYPE, STATEMENT_TYPE, envelope_digest, read_unsealed, write_certificate
 from sisa.erasure import erasure_status
 from sisa.signing import read_envelope, sign
+from sisa.verify import examine
 
 NOT_CLAIMED = (
     "copies kept elsewhere, backups beyond the declared time, or adapters and predictions handed out before",
@@ -45,6 +46,7 @@ NOT_CLAIMED = (
     "physical remanence on storage media: files are rewritten and unlinked (NIST SP 800-88: Clear)",
     "the time, beyond the operator's own clock",
     "one history for all readers: no independent witness signed the tree heads",
+    "later versions of a deleted record's ID, taken in since",
     "that what was trained is what the slices committed to, unless somebody else replayed it (V3, V4)",
     "equal bits in another environment class than the one named here",
 )
@@ -62,10 +64,20 @@ def issue(workspace: Workspace, request: DeletionRequest, law: Sequence[Check]) 
         workspace: whose deletion it is.
         request: the completed request.
         law: the law as it was just asked.
+
+    Raises:
+        LawViolationError: if a stranger would refuse it.
     """
     key = read_signing_key(workspace.path / "keys")
     size = read_head(workspace.ledger.head()).size
     envelope = sign(canonical_json(statement(workspace, request, law, size)), key)
+    failed = [check for check in examine(read_unsealed(envelope)) if check.outcome == "failed"]
+    if failed:
+        raise LawViolationError(
+            f"a certificate that verifies: {failed[0].name}",
+            failed[0].detail,
+            "nothing was certified; run `sisa audit --all` and report this",
+        )
     body = {"request_id": request.request_id, "digest": envelope_digest(envelope)}
     (fact,) = workspace.ledger.append([(kinds.CERTIFICATE, body)])
     path = certificate_path(workspace, request.request_id)
@@ -135,11 +147,11 @@ def _predicate(workspace: Workspace, request: DeletionRequest, law: Sequence[Che
     erasures = _about(workspace, kinds.ERASURE, request)
     purges = _about(workspace, kinds.PURGE, request)
     purged = sorted(key for fact in purges for key in fact.body["checkpoints"])
-    handed_out = _handed_out(workspace, purged, accepted)
+    handed_out = _handed_out(workspace, request, accepted)
     prior, proving = _prior(workspace, request, accepted)
     manifests = workspace.ledger.facts(kinds.MANIFEST)[-1:]
     facts = [*workspace.book.signing_keys(), *workspace.ledger.facts(kinds.RECIPE), accepted, *proving]
-    facts += [*erasures, *purges, *manifests]
+    facts += [*_about(workspace, kinds.RESTORE, request), *erasures, *purges, *manifests]
     environments = [dict(facts) for facts in sorted({tuple(sorted(live[key].environment.items())) for key in live})]
     return {
         "version": 1,
@@ -149,7 +161,7 @@ def _predicate(workspace: Workspace, request: DeletionRequest, law: Sequence[Che
         "issuer": {
             "program": f"sisa {__version__}",
             "code": code_digest(),
-            "public_key": public_pem(read_signing_key(workspace.path / "keys").public_key()).decode(),
+            "public_key": workspace.book.signing_keys()[-1].body["public_key"],
         },
         "supersedes": next(
             (fact.body["digest"] for fact in reversed(workspace.book.issued(request.request_id)) if fact.seq <= size),
@@ -254,7 +266,10 @@ def _prior(workspace: Workspace, request: DeletionRequest, accepted: Fact) -> tu
     proofs: list[dict[str, Any]] = []
     facts: list[Fact] = []
     for fact, made in workspace.book.slices_at(accepted.seq) if wanted else ():
-        leaves = workspace.slice_leaves(made.leaves) if made.records else {}
+        try:
+            leaves = workspace.slice_leaves(made.leaves) if made.records else {}
+        except IntegrityError:  # destroyed with another request; had it been needed, the statement is refused
+            continue
         for tag in sorted(wanted & leaves.keys()):
             proof = prove(leaves, tag).to_json()
             proofs.append({"tag": tag.hex(), "fact": fact.seq, "commitment": leaves[tag].hex(), "proof": proof})
@@ -269,10 +284,13 @@ def _absence(steps: Sequence[SliceStep], request: DeletionRequest) -> dict[str, 
     return {tag.hex(): [proof[tag].to_json() for proof in proofs] for tag in tags}
 
 
-def _handed_out(workspace: Workspace, purged: Sequence[str], accepted: Fact) -> list[dict[str, Any]]:
-    """What left the workspace and may hold the records, or come of them."""
+def _handed_out(workspace: Workspace, request: DeletionRequest, accepted: Fact) -> list[dict[str, Any]]:
+    """What left the workspace and may hold the records, or come of them: also of what was purged long ago."""
+    tags = {bytes.fromhex(tag) for tag in request.tags}
+    visible = workspace.visible_sets()
     return [
         fact.body
         for fact in workspace.book.derived()
-        if set(fact.body["parents"]) & set(purged) or (fact.body["kind"] == "records" and fact.seq < accepted.seq)
+        if any(tags & visible.get(parent, tags) for parent in fact.body["parents"])
+        or (fact.body["kind"] == "records" and fact.seq < accepted.seq and tags)
     ]

@@ -238,7 +238,8 @@ def _as_repeated(workspace: Workspace, request_id: str | None, target: _Target, 
         )
     if not target.records and set(target.absent) == set(same.targets.absent) and not (same.tags or same.retired):
         return replace(target, earlier=(*target.earlier, same), absent=())
-    if target.records or target.absent or same not in target.earlier:
+    whole = set(target.subjects) <= set(same.subjects) if target.subjects else len(target.ids) == len(same.tags)
+    if target.records or target.absent or target.earlier != (same,) or not whole:
         raise InputError(
             f"a new request, or the records of request {request_id} again",
             f"request {request_id} exists and covers other records",
@@ -345,7 +346,7 @@ def finish_requests(
     workspace = session.workspace
     pending = unfinished_requests(workspace)
     if pending:
-        _forget(workspace, tuple(request.request_id for request in pending))
+        _forget(workspace, pending)
     try:
         trainer = trainer or session.trainer()
     except InputError as error:
@@ -380,11 +381,12 @@ def _relearnt(workspace: Workspace, pending: Sequence[DeletionRequest]) -> list[
     return [request for request in pending if not partial & request.shards]
 
 
-def _forget(workspace: Workspace, request_ids: tuple[str, ...]) -> None:
+def _forget(workspace: Workspace, pending: Sequence[DeletionRequest]) -> None:
     """Erase tombstoned records from the vault, then purge every checkpoint that saw one.
 
     A checkpoint that saw one cannot be in the plan of the surviving records, whose keys cover every
     record trained; so this needs no evidence of what was seen. (The law asks that evidence again.)
+    What falls for another reason (an ingest put records before it) is no request's doing.
     """
     forgotten = workspace.book.tombstones()
     held = workspace.vault.tags(workspace.book.parts())
@@ -395,9 +397,19 @@ def _forget(workspace: Workspace, request_ids: tuple[str, ...]) -> None:
             "added": [part.to_json() for part in added],
             "removed": sorted(hit),
             "digests": sorted(part.digest for part in hit.values()),
-            "requests": list(request_ids),
+            "requests": [request.request_id for request in pending if request.tags],
             "method": "rewrite and unlink",
         }
         workspace.ledger.append([(kinds.ERASURE, erasure), *workspace.recommit(workspace.plan())])
-    purge(workspace, frozenset(workspace.book.live()) - frozenset(workspace.plan().steps()), request_ids)
+    fallen = frozenset(workspace.book.live()) - frozenset(workspace.plan().steps())
+    visible = workspace.visible_sets()
+    saw: dict[str, frozenset[str]] = {}
+    for request in pending:
+        tags = frozenset(map(bytes.fromhex, request.tombstones))
+        saw[request.request_id] = frozenset(key for key in fallen if tags & visible.get(key, tags)) | (
+            request.purged & fallen
+        )
+    exposed = frozenset[str]().union(*saw.values())
+    purge(workspace, exposed, tuple(request_id for request_id, keys in saw.items() if keys))
+    purge(workspace, fallen - exposed, ())
     workspace.sweep()

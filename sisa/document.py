@@ -129,6 +129,15 @@ def read_certificate(data: bytes) -> Document:
     return _document(outer["envelope"], CERTIFICATE_TYPE, _CERTIFICATE, seal)
 
 
+def read_unsealed(envelope: dict[str, Any]) -> Document:
+    """A certificate's envelope that is not in the log yet.
+
+    Raises:
+        ValueError, TypeError, KeyError: if a part is missing or of another kind.
+    """
+    return _document(envelope, CERTIFICATE_TYPE, _CERTIFICATE, None)
+
+
 def read_receipt(data: bytes) -> Document:
     """Take an ingestion receipt apart.
 

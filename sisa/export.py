@@ -9,24 +9,45 @@ from typing import Any
 
 from shards import kinds
 from shards.digest import keyed
+from shards.errors import InputError
 from shards.files import replace_file
 from shards.manifest import Head
+from shards.workspace import Workspace
 from sisa.people import refer
 from sisa.session import Session
+
+
+def outside(workspace: Workspace, file: Path) -> Path:
+    """Where to write what is handed out, resolved: the workspace holds nothing that no fact names.
+
+    Raises:
+        InputError: if it lies in the workspace, where no deletion would reach it.
+    """
+    file = file.resolve()
+    if file.is_relative_to(workspace.path):
+        raise InputError(
+            "a file outside the workspace", str(file), "what is handed out may hold records; choose another place"
+        )
+    return file
 
 
 def export_records(session: Session, file: Path, recipient: str = "") -> int:
     """Write the surviving records as JSONL, with their generation and version; returns how many.
 
     What ``sisa init --keys-from`` and ``sisa train --data FILE`` make of it has, bit for bit, the
-    adapters of this workspace.
+    adapters of this workspace. The fact comes first: a file that nobody was told of would outlive
+    every deletion unnoticed.
+
+    Raises:
+        InputError: if the file is to lie in the workspace.
     """
+    file = outside(session.workspace, file)
     with session.driving():
         records = [stored.record for stored in session.workspace.survivors()]
         lines = [json.dumps(record.to_json(), ensure_ascii=False, sort_keys=False) + "\n" for record in records]
         data = "".join(lines).encode()
-        replace_file(file, data, private=True)
         register_derived(session, "records", data, (), recipient)
+        replace_file(file, data, private=True)
     return len(records)
 
 

@@ -61,8 +61,9 @@ def ingest(
     Args:
         session: an open session; it becomes the workspace's driver.
         data: files to read.
-        strict: refuse tombstoned records instead of leaving them out, and contents that were deleted
-            under another ID instead of reporting them.
+        strict: refuse tombstoned records instead of leaving them out, later versions of them that
+            ``readmit`` does not name, and contents that were deleted under another ID instead of
+            reporting them.
         readmit: IDs of deleted records to be taken in again, as new versions.
         trainer: examines each record, in place of the one that the configuration names.
 
@@ -111,12 +112,19 @@ def take_in(
             fit = trainer.examine(record)
             if fit.problem:
                 problems.append(f"{item.where}: ID {record.id!r}: {fit.problem}")
+            if strict and record.id not in wanted and _returns(session, record, forgotten):
+                problems.append(
+                    f"{item.where}: ID {record.id!r} was deleted; version {record.version} of it may only come in "
+                    "by name, with --readmit (--strict)"
+                )
             new.append(StoredRecord.of(record, workspace.keys, recipe.namespace, truncated=fit.truncated))
             places.append(item.where)
     same_content = tuple(
         where
         for stored, where in zip(new, places, strict=True)
-        if stored.fingerprint in deleted_contents and stored.record.id not in wanted
+        if stored.fingerprint in deleted_contents
+        and stored.record.id not in wanted
+        and not _returns(session, stored.record, forgotten)
     )
     if strict:
         problems += [f"{where}: this content was deleted under another ID (--strict)" for where in same_content]
@@ -127,7 +135,7 @@ def take_in(
             "mend the lines named; nothing was ingested",
         )
     truncated = sum(stored.truncated for stored in new)
-    readmitted = len(_returning(session, new))
+    readmitted = sum(_returns(session, stored.record, forgotten) for stored in new)
     ingested = Ingested(len(new), unchanged, tombstoned, truncated, missing, same_content, readmitted)
     commit(session, new, ingested)
     return ingested
@@ -142,15 +150,12 @@ def _as_new_version(item: Incoming, session: Session, forgotten: Set[bytes]) -> 
     return replace(item, record=replace(item.record, version=version))
 
 
-def _returning(session: Session, new: Sequence[StoredRecord]) -> list[StoredRecord]:
-    """Those that are versions after a deleted one: readmitted, or declared so in the file."""
-    keys, namespace = session.workspace.keys, session.recipe.namespace
-    forgotten = session.workspace.book.tombstones()
-    return [
-        stored
-        for stored in new
-        if record_tag(keys, namespace, stored.record.id, stored.record.version - 1) in forgotten
-    ]
+def _returns(session: Session, record: Record, forgotten: Set[bytes]) -> bool:
+    """Is it a version after a deleted one, however much later: readmitted, or declared so in the file?
+
+    The tombstones of a record cover its versions from the first on.
+    """
+    return record_tag(session.workspace.keys, session.recipe.namespace, record.id, 1) in forgotten
 
 
 def _registered(session: Session) -> tuple[list[Path], tuple[str, ...]]:
@@ -192,7 +197,6 @@ def commit(session: Session, new: Sequence[StoredRecord], ingested: Ingested) ->
         "removed": [],
     }
     facts.append((kinds.INGEST, body))
-    returning = _returning(session, new)
-    if returning:
-        facts.append((kinds.READMISSION, {"tags": sorted(stored.tag.hex() for stored in returning)}))
+    if ingested.readmitted:  # how many, not which: a tag could never be destroyed again
+        facts.append((kinds.READMISSION, {"records": ingested.readmitted}))
     workspace.ledger.append([*facts, *workspace.recommit(plan)])

@@ -28,6 +28,7 @@ from shards.keys import (
     read_signing_key,
     write_next_key,
 )
+from shards.references import FILE as REFERENCES_FILE
 from shards.workspace import Workspace
 from sisa.delete import unfinished_requests
 
@@ -38,7 +39,7 @@ def rotate(workspace: Workspace, reason: Reason = "planned") -> dict[str, Any]:
     """Replace the signing key; the log names the new one from here on.
 
     The new key is durable before the log names it, and put in place after; killed in between, the
-    next call finishes what this one began.
+    next call finishes what this one began. One that declares a loss or theft always makes another key.
 
     Args:
         workspace: whose caller drives it.
@@ -56,8 +57,9 @@ def rotate(workspace: Workspace, reason: Reason = "planned") -> dict[str, Any]:
     last = workspace.book.signing_keys()[-1]
     waiting = read_next_key(keys)
     if waiting is not None and public_pem(waiting.public_key()).decode() == last.body["public_key"]:
-        promote_next_key(keys)
-        return {"public_key": str(keys / PUBLIC_FILE), "from_fact": last.seq, "reason": last.body["reason"]}
+        waited = promote_next_key(keys)
+        if waited and reason == "planned":  # else it was in use, or is itself what is lost or stolen: replace it
+            return {"public_key": str(keys / PUBLIC_FILE), "from_fact": last.seq, "reason": last.body["reason"]}
     discard_next_key(keys)
     old = read_signing_key(keys) if reason == "planned" else None
     if old is not None and public_pem(old.public_key()).decode() != last.body["public_key"]:
@@ -81,7 +83,10 @@ def rotate(workspace: Workspace, reason: Reason = "planned") -> dict[str, Any]:
 
 
 def history(workspace: Workspace) -> list[dict[str, Any]]:
-    """Every signing key of the log with its validity, oldest first. This is a read-only operation."""
+    """Every signing key of the log with its validity, oldest first. This is a read-only operation.
+
+    Each endorsement was verified when the log was: ``Ledger.problems`` refuses a false one.
+    """
     named = workspace.book.signing_keys()
     ends = [fact.seq - 1 for fact in named[1:]] + [None]
     return [
@@ -112,6 +117,8 @@ def hand_out_tag_key(workspace: Workspace, file: Path) -> None:
 def destroy(workspace: Workspace) -> None:
     """End the namespace: destroy its root secret; every tag is as good as random from then on.
 
+    The texts of who asked and why go with it, before it: without the root nothing opens the workspace again.
+
     Raises:
         InputError: if records are still held, or a deletion is not completed.
     """
@@ -130,6 +137,7 @@ def destroy(workspace: Workspace) -> None:
     keys = workspace.path / "keys"
     if not workspace.ledger.facts(kinds.END):  # or it was said, and killed before it was done
         workspace.ledger.append([(kinds.END, {"destroyed": ROOT_FILE})])
-    with storage(f"destroy {keys / ROOT_FILE}"):
-        remove(keys / ROOT_FILE)
-        fsync_directory(keys)
+    for path in (workspace.vault.root / REFERENCES_FILE, keys / ROOT_FILE):
+        with storage(f"destroy {path}"):
+            remove(path)
+            fsync_directory(path.parent)

@@ -72,7 +72,7 @@ def letter(workspace: Workspace, request_id: str) -> str:
 
     Raises:
         UnknownRecordError: if there is no such request or refusal.
-        InputError: if its certificate is damaged.
+        InputError: if its certificate is damaged, or it was retired.
     """
     found = workspace.book.request(request_id)
     if found is None:
@@ -130,6 +130,8 @@ def _refusal(workspace: Workspace, name: str) -> str:
     fact = next((f for f in workspace.book.refusals() if name in (f.body["refusal_id"], f.body["request_id"])), None)
     if fact is None:
         raise UnknownRecordError("the ID of a request or refusal", repr(name), "see `sisa status`")
+    if fact.body["object"] in workspace.book.destroyed_objects():
+        raise InputError(f"a refusal {name} that is remembered", "one that was retired", "keep letters elsewhere")
     who = {"requester": "Sir or Madam"} | told(workspace, fact.body["references"])
     # Under a hold, what was said is why the person asked, not why it was refused.
     held = "The data is under a legal hold and must be kept for now.\n" if fact.body["holds"] else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from shards import kinds
 from shards.errors import InputError
 from shards.note import read_head
 from shards.workspace import Workspace
@@ -33,7 +34,8 @@ def extension(workspace: Workspace, old: int, new: int | None = None) -> dict[st
     """How the log goes on from ``old`` facts to ``new`` (all, if None): proof and every later fact.
 
     Returns:
-        ``{from, to, consistency, facts}``; each fact with its inclusion proof.
+        ``{from, to, consistency, facts}``; the facts from the release that ``old`` had, each with its
+        inclusion proof.
 
     Raises:
         InputError: if the log never had a head of that size.
@@ -41,7 +43,8 @@ def extension(workspace: Workspace, old: int, new: int | None = None) -> dict[st
     size = read_head(workspace.ledger.head()).size if new is None else new
     if not 0 < old <= size <= read_head(workspace.ledger.head()).size:
         raise InputError("0 < from <= to <= the log's size", f"from {old} to {size}", "see `sisa log head`")
-    later = [fact for fact in workspace.ledger.since(old) if fact.seq <= size]
+    released = [fact.seq for fact in workspace.ledger.facts(kinds.MANIFEST) if fact.seq <= old]
+    later = [fact for fact in workspace.ledger.since(max(released, default=old)) if fact.seq <= size]
     proofs = workspace.ledger.prove([fact.seq for fact in later], size)
     return {
         "from": old,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from shards import kinds, lock
+from shards.checks import Check, judged, unchecked
+from shards.errors import IntegrityError
 from shards.references import FILE, References
 from shards.workspace import Workspace
 
@@ -28,3 +31,46 @@ def told(workspace: Workspace, referred: Mapping[str, str]) -> dict[str, str]:
     """Kind → text behind each reference; the reference itself where the text was destroyed."""
     book = references(workspace)
     return {kind: book.text(reference) or f"reference {reference}" for kind, reference in referred.items()}
+
+
+def forget_unnamed(workspace: Workspace) -> None:
+    """Destroy the texts that no fact in force names: of retired requests, or of a call that was cut off.
+
+    Args:
+        workspace: whose caller drives it.
+
+    Raises:
+        IntegrityError: if the file of texts is damaged.
+    """
+    unnamed = _unnamed(workspace)
+    if unnamed:
+        references(workspace).forget(unnamed)
+
+
+def check_texts(workspace: Workspace) -> Check:
+    """The file of texts is intact, and holds nothing that no fact in force names. This is a read-only operation."""
+    name = "the texts behind references are those that were referred to"
+    try:
+        unnamed = _unnamed(workspace)
+    except IntegrityError as error:
+        return judged("law", name, [f"expected {error.expected}, found {error.found}"], "")
+    if unnamed and lock.held(workspace.path / "lock"):
+        return unchecked("law", name, "a live process is writing")
+    problems = [f"no fact in force names the text of {one[:12]} (run `sisa train` to sweep)" for one in sorted(unnamed)]
+    return judged("law", name, problems, "one private file of the vault")
+
+
+def _unnamed(workspace: Workspace) -> frozenset[str]:
+    kept = references(workspace).names()
+    return kept - _named(workspace) if kept else kept
+
+
+def _named(workspace: Workspace) -> frozenset[str]:
+    """References by facts in force; holds, lifted or not, and recipients keep theirs for the record."""
+    book = workspace.book
+    retired, destroyed = book.retired(), book.destroyed_objects()
+    facts = [fact for fact in workspace.ledger.facts(kinds.REQUEST) if fact.body["request_id"] not in retired]
+    facts += [fact for fact in book.refusals() if fact.body["object"] not in destroyed]
+    facts += workspace.ledger.facts(kinds.HOLD, kinds.RELEASE)
+    recipients = {fact.body["recipient"] for fact in book.derived() if "recipient" in fact.body}
+    return frozenset(recipients.union(*(fact.body["references"].values() for fact in facts)))

@@ -1,7 +1,7 @@
 """Tombstones: what they are, and their destruction by retention rule.
 
 A tombstone keeps a record from coming back, and is pseudonymous data itself. When the rule says that
-it has served, its tags, the lists that still name them, its certificate's copy here and the texts
+it has served, its tags, the refusals and lists that still name them, its certificate's copy here and the texts
 behind its references go; the ledger keeps a salted digest. A record may come back after that.
 """
 
@@ -13,8 +13,9 @@ from typing import Any
 
 from shards import kinds
 from shards.errors import InputError, IntegrityError
+from shards.targets import Targets
 from shards.workspace import Workspace
-from sisa.people import references, told
+from sisa.people import forget_unnamed, told
 
 
 def list_tombstones(workspace: Workspace) -> list[dict[str, Any]]:
@@ -69,25 +70,27 @@ def retire_requests(workspace: Workspace, request_ids: Sequence[str], rule: str)
         return
     going = set(request_ids)
     requests = [request for _, request in workspace.book.requests() if request.request_id in going]
-    refusals = [fact for fact in workspace.book.refusals() if fact.body["request_id"] in going]
     tags = {bytes.fromhex(tag) for request in requests for tag in request.tombstones}
-    objects = {request.object for request in requests} | {fact.body["object"] for fact in refusals}
+    objects = {request.object for request in requests} | _refusing(workspace, going, tags)
     objects |= _naming(workspace, tags) - _proving(workspace, going)
-    texts = {name for request in requests for name in request.references.values()}
-    texts |= {name for fact in refusals for name in fact.body["references"].values()}
-    texts -= _said_elsewhere(workspace, going)
     body = {"requests": sorted(request_ids), "objects": sorted(objects), "rule": rule}
     workspace.ledger.append([(kinds.RETIRED, body)])
-    references(workspace).forget(texts)
+    forget_unnamed(workspace)
     workspace.sweep()
 
 
-def _said_elsewhere(workspace: Workspace, going: Set[str]) -> set[str]:
-    """References that a request, refusal or hold still names once those requests are gone."""
-    gone = going | workspace.book.retired()
-    facts = workspace.ledger.facts(kinds.REQUEST, kinds.REFUSAL, kinds.HOLD, kinds.RELEASE)
+def _refusing(workspace: Workspace, going: Set[str], tags: Set[bytes]) -> set[str]:
+    """Targets of refusals of those requests, or of records that their tombstones are about."""
+
+    def refused(name: str) -> set[bytes]:
+        return set(map(bytes.fromhex, Targets.from_files(workspace.store.get(name)).tags))
+
+    destroyed = workspace.book.destroyed_objects()
+    left = {fact.body["object"]: fact for fact in workspace.book.refusals() if fact.body["object"] not in destroyed}
     return {
-        name for fact in facts if fact.body.get("request_id") not in gone for name in fact.body["references"].values()
+        name
+        for name, fact in left.items()
+        if fact.body["request_id"] in going or _holds(lambda n=name: refused(n), tags)
     }
 
 
@@ -102,7 +105,7 @@ def _proving(workspace: Workspace, going: Set[str]) -> set[str]:
     }
 
 
-def _naming(workspace: Workspace, tags: set[bytes]) -> set[str]:
+def _naming(workspace: Workspace, tags: Set[bytes]) -> set[str]:
     """Lists of purged checkpoints and superseded slices that name one of the tags."""
     found = set()
     for stored in workspace.book.checkpoints():
@@ -115,7 +118,7 @@ def _naming(workspace: Workspace, tags: set[bytes]) -> set[str]:
     return found
 
 
-def _holds(read: Any, tags: set[bytes]) -> bool:
+def _holds(read: Any, tags: Set[bytes]) -> bool:
     try:
         return not tags.isdisjoint(read())
     except IntegrityError:  # lost or destroyed before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from orchestration.executor import Executor, SliceTrainer
 from orchestration.inline import InlineExecutor
 from orchestration.reconcile import Progress
-from shards.errors import ConfigError, MissingDependencyError, RecipeMismatchError
+from shards.errors import ConfigError, IntegrityError, MissingDependencyError, RecipeMismatchError
 from shards.workspace import Workspace
 from sisa.anchoring import bring_up_to_date, refuse_rollback
 from sisa.config import Recipe, RunOptions, parse_overrides, read_settings
+from sisa.people import forget_unnamed
 
 if TYPE_CHECKING:
     from sisa.learner import LoraTrainer
@@ -70,7 +71,7 @@ class Session:
 
     @contextmanager
     def driving(self) -> Iterator[None]:
-        """Be the workspace's one driver, on a state that is not older than its anchor.
+        """Be the workspace's one driver, on a state that is not older than its anchor and rid of unnamed texts.
 
         Raises:
             LockedError: if another live process drives it.
@@ -78,6 +79,8 @@ class Session:
         """
         with self.workspace.driving():
             refuse_rollback(self.workspace, self.options.anchor)
+            with suppress(IntegrityError):  # damaged texts hold back no deletion; `audit --all` tells of them
+                forget_unnamed(self.workspace)
             yield
             self.anchor()
 

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from shards import kinds
 from shards.checks import Check, judged, unchecked
 from shards.digest import bytes_digest, canonical_json, digest, keyed, parse_json
-from shards.errors import InputError, SisaError
+from shards.errors import InputError, SisaError, StorageError
 from shards.fact import Fact
 from shards.keys import endorsed, key_commitment, public_pem, read_public_key, read_secret
 from shards.lineage import Link, check_chain, lineage_digest
@@ -39,7 +39,7 @@ from shards.sparse import SparseProof, verify_absence, verify_inclusion
 from shards.targets import targets_digest
 from shards.tlog import verify_consistency
 from shards.tlog import verify_inclusion as verify_logged
-from sisa.document import Document, LoggedFact, read_certificate, read_hashes, read_limited, read_receipt
+from sisa.document import Document, LoggedFact, Sealed, read_certificate, read_hashes, read_limited, read_receipt
 from sisa.erasure import erasure_status
 from sisa.signing import verify_signature
 
@@ -86,7 +86,7 @@ def verify(certificate: Path, evidence: Evidence) -> tuple[Document | None, list
         return None, [judged("V0", SHAPE, [f"{type(error).__name__}: {error}"], "")]
     pinned = [read_public_key(read_limited(path)) for path in evidence.public_keys]
     checks = [judged("V0", SHAPE, [], f"{document.predicate['statement']}, {len(data)} bytes")]
-    questions: list[Callable[[], Iterable[Check]]] = [
+    asked = _asked(
         lambda: _signed(document, pinned),
         lambda: _in_log(document, pinned),
         lambda: [_history(document)],
@@ -95,18 +95,34 @@ def verify(certificate: Path, evidence: Evidence) -> tuple[Document | None, list
         lambda: [_absent(document)],
         lambda: [_was_there(document)],
         lambda: [_bound(document, evidence, pinned)],
-    ]
+    )
+    return document, [*checks, *asked]
+
+
+def examine(document: Document) -> list[Check]:
+    """What a statement says, held against itself and its facts; asked before it is sealed too."""
+    return _asked(
+        lambda: [_history(document)],
+        lambda: _lineages(document),
+        lambda: [_absent(document)],
+        lambda: [_was_there(document)],
+    )
+
+
+def _asked(*questions: Callable[[], Iterable[Check]]) -> list[Check]:
+    """The answers, and one failed check if some cannot be given."""
+    checks: list[Check] = []
     broken = []
     for ask in questions:
         try:
             checks += ask()
-        except InputError:
+        except (InputError, StorageError):  # a file of the reader's, not the certificate
             raise
         except SisaError as error:
             broken.append(f"expected {error.expected}, found {error.found}")
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
             broken.append(f"{type(error).__name__}: {error}")
-    return document, checks + ([judged("V0", FIELDS, broken, "")] if broken else [])
+    return checks + ([judged("V0", FIELDS, broken, "")] if broken else [])
 
 
 @contextmanager
@@ -192,8 +208,7 @@ def _in_log(document: Document, pinned: Sequence[Ed25519PublicKey]) -> list[Chec
     if sealed is None:
         return [*checks, judged("V1", name, ["no proof"], "")]
     later = read_head(sealed.proof.head)
-    body = {"request_id": document.predicate["request"]["id"], "digest": document.digest}
-    sealing = Fact(sealed.proof.index + 1, kinds.CERTIFICATE, body, sealed.created)
+    sealing = _sealing(document, sealed)
     problems = _heads_signed(log["origin"], [(sealed.proof.head, later)], keys)
     if not verify_logged(later.root, later.size, sealed.proof.index, sealing.leaf(), sealed.proof.hashes):
         problems.append("its digest is not where the proof says")
@@ -202,6 +217,12 @@ def _in_log(document: Document, pinned: Sequence[Ed25519PublicKey]) -> list[Chec
     if pinned and not any(signed_by(sealed.proof.head, key) for key in pinned):
         problems.append("the tree head is not signed by the key given")
     return [*checks, judged("V1", name, problems, f"fact {sealing.seq} of {later.size}")]
+
+
+def _sealing(document: Document, sealed: Sealed) -> Fact:
+    """The fact by which the log names the certificate."""
+    body = {"request_id": document.predicate["request"]["id"], "digest": document.digest}
+    return Fact(sealed.proof.index + 1, kinds.CERTIFICATE, body, sealed.created)
 
 
 def _unlogged(head: TreeHead, facts: Sequence[LoggedFact]) -> list[str]:
@@ -286,6 +307,12 @@ def _history(document: Document) -> Check:
     return judged("V1", "its fields are what the logged facts say", problems, f"request {request_id}")
 
 
+def _restored(document: Document) -> bool:
+    """Was the request applied again after an older backup was restored? Its records may not have been held."""
+    restores = [logged.fact.body for logged in document.facts() if logged.fact.kind == kinds.RESTORE]
+    return any(document.predicate["request"]["id"] in body["requests"] for body in restores)
+
+
 def _removed(document: Document, accepted: Fact) -> list[str]:
     """Problems of what is said to be purged and erased; all of it follows from logged facts."""
     predicate = document.predicate
@@ -299,8 +326,9 @@ def _removed(document: Document, accepted: Fact) -> list[str]:
     expected = erasure_status(accepted, erasures, purges, predicate["handed_out"]) if deleted else []
     if not _same(predicate["erasure"], expected):
         problems.append("what became of each class of artefact is not what the logged facts say")
-    if deleted and not (erasures and predicate["request"]["targets"]["tags"]):
-        problems.append("nothing was erased")
+    tags = predicate["request"]["targets"]["tags"]
+    if deleted != bool(tags) or (deleted and not erasures and not _restored(document)):
+        problems.append("nothing was erased, or what was is said not to have been there")
     return problems
 
 
@@ -396,9 +424,12 @@ def _fresh(document: Document, evidence: Evidence, pinned: Sequence[Ed25519Publi
     ]
     if problems:
         return judged("V1", FRESH, problems, "")
-    if [logged.fact.seq for logged in facts] != list(range(seal.size + 1, later.size + 1)):
-        return unchecked("V1", FRESH, "the log goes on from it; not every later fact is shown")
-    releases = [logged.fact for logged in facts if logged.fact.kind == kinds.MANIFEST][-1:]
+    shown = {logged.fact.seq: logged.fact for logged in (*document.facts(), *facts)}
+    shown[document.sealed.proof.index + 1] = _sealing(document, document.sealed)
+    since = range(_one(document, kinds.MANIFEST).seq + 1, later.size + 1)
+    if not shown.keys() >= set(since):
+        return unchecked("V1", FRESH, "not every fact after the release is shown: give --extension F")
+    releases = [shown[seq] for seq in since if shown[seq].kind == kinds.MANIFEST][-1:]
     others = [fact.seq for fact in releases if fact.body["digest"] != document.predicate["after"]["digest"]]
     return judged(
         "V1", FRESH, [f"fact {seq} serves another release" for seq in others], f"as of fact {later.size} of the log"
@@ -442,8 +473,10 @@ def _was_there(document: Document) -> Check:
         return unchecked("V2", name, "no record was held; this is a statement of absence")
     accepted = _one(document, kinds.REQUEST)
     slices = {logged.fact.seq: logged.fact for logged in document.facts() if logged.fact.kind == kinds.SLICE}
-    problems = [f"tag {tag[:12]} is not" for tag in sorted(tags ^ {entry["tag"] for entry in predicate["prior"]})]
-    problems += ["a tag is there twice"] * (len(predicate["prior"]) != len(tags))
+    shown = [entry["tag"] for entry in predicate["prior"]]
+    missing = tags - set(shown) if _restored(document) else set[str]()
+    problems = [f"tag {tag[:12]} is not" for tag in sorted((tags - missing) ^ set(shown))]
+    problems += ["a tag is there twice"] * (len(set(shown)) != len(shown))
     for entry in predicate["prior"]:
         fact = slices.get(entry["fact"])
         tag, commitment = bytes.fromhex(entry["tag"]), bytes.fromhex(entry["commitment"])
@@ -453,6 +486,9 @@ def _was_there(document: Document) -> Check:
             read_hashes([fact.body["root"]])[0], tag, commitment, SparseProof.from_json(entry["proof"])
         ):
             problems.append(f"tag {entry['tag'][:12]} was not in the slice of fact {fact.seq}")
+    if missing and not problems:
+        why = "were not held when the request was applied again, after a backup was restored"
+        return unchecked("V2", name, f"{len(missing)} of {len(tags)} records {why}")
     return judged("V2", name, problems, f"{len(tags)} records, {len(slices)} slices")
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from orchestration.executor import Executor, SliceTrainer
 from orchestration.inline import InlineExecutor
 from shards.files import write_new
-from shards.keys import ROOT_FILE, Keyring
+from shards.keys import Keyring
 from shards.layout import ShardLayout
 from shards.records import Record, make_content
 from shards.workspace import WEIGHTS_FILE, Workspace
@@ -26,6 +26,7 @@ from sisa.export import export_records
 from sisa.initialise import initialise
 from sisa.session import open_session
 from sisa.train import Trained, train
+from tests.toy import fixed_root
 
 if TYPE_CHECKING:
     import torch
@@ -188,13 +189,13 @@ def flat(places: Mapping[Place, Sequence[Row]]) -> list[Row]:
 def make_workspace(path: Path, task: str, base: Path | str, **values: Any) -> Path:
     """An empty workspace with our root secret, so that :func:`grid` knows its places."""
     labels = {"labels": list(LABELS)} if task == "classification" else {}
-    initialise(
-        path,
-        task=task,
-        base_model=str(base),
-        values={**SMALL, **labels, "namespace": "tests", "executor": "inline", **values},
-    )
-    (path / "keys" / ROOT_FILE).write_text(ROOT.hex() + "\n")
+    with fixed_root(ROOT):
+        initialise(
+            path,
+            task=task,
+            base_model=str(base),
+            values={**SMALL, **labels, "namespace": "tests", "executor": "inline", **values},
+        )
     return path
 
 

@@ -58,11 +58,11 @@ def safetensors_of(state: bytes) -> bytes:
 
 
 @contextmanager
-def fixed_root() -> Iterator[None]:
+def fixed_root(ours: bytes = ROOT) -> Iterator[None]:
     """Workspaces that ``init`` makes inside get our root secret, where they would draw one."""
 
     def create(directory: Path, root: bytes | None = None) -> None:
-        create_root(directory, root or ROOT)
+        create_root(directory, root or ours)
 
     with mock.patch("sisa.initialise.create_root", create):
         yield

@@ -124,7 +124,7 @@ def predict(
 ) -> None:
     """Label texts, or answer prompts: one JSON line a record, with --json too."""
     from shards.files import replace_file
-    from sisa.export import register_derived
+    from sisa.export import outside, register_derived
     from sisa.predict import predict as run
     from sisa.predict import read_inputs
 
@@ -133,16 +133,17 @@ def predict(
         raise click.UsageError("give either --text or --input")
     with open_session(workspace, overrides) as session:
         task = session.recipe.task
+        target = None if output is None else outside(session.workspace, output)
         inputs = read_inputs(source if text is None else [json.dumps({"text": text})], task)
         heads = [head for head, _ in session.workspace.book.served()]
         lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in run(session, inputs))
-        if output is None:
+        if target is None:
             click.echo(lines, nl=False)
             return
         if heads != [head for head, _ in session.workspace.book.served()]:
             raise OperationError("the same heads served throughout", "a swap meanwhile", "run the same command again")
         register_derived(session, "predictions", lines.encode(), heads)
-        replace_file(output, lines.encode())
+        replace_file(target, lines.encode())
 
 
 @click.command()

@@ -80,14 +80,16 @@ def refuse(
 def letter(workspace: Path, request_id: str, output: Path | None) -> None:
     """Write the plain-language answer to the person: what was done, and what was not."""
     from shards.files import replace_file
+    from sisa.export import outside
     from sisa.letter import letter as run
 
     with open_session(workspace) as session:
+        target = None if output is None else outside(session.workspace, output)
         text = run(session.workspace, request_id)
-    if output is None:
+    if target is None:
         click.echo(text, nl=False)
     else:
-        replace_file(output.resolve(), text.encode(), private=True)
+        replace_file(target, text.encode(), private=True)
         out.print(f"Wrote {output}. It is personal data.", markup=False)
 
 

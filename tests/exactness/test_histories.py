@@ -60,25 +60,25 @@ def assert_verified(world: World) -> None:
         assert refuted(file, workspace.path) == []
 
 
-@examples(250)
+@examples(220)
 @given(recipe=recipes(), events=histories(st.none()))
 def test_any_history_equals_a_fresh_run(recipe: Recipe, events: list[Event]) -> None:
     play(recipe, events)
 
 
-@examples(250)
+@examples(220)
 @given(recipe=recipes(), events=histories(kills() | st.none()))
 def test_any_history_killed_anywhere_equals_a_fresh_run(recipe: Recipe, events: list[Event]) -> None:
     play(recipe, events)
 
 
-@examples(40)
+@examples(30)
 @given(recipe=recipes(), events=histories(kills() | st.none()))
 def test_every_certificate_of_any_history_verifies(recipe: Recipe, events: list[Event]) -> None:
     play(recipe, events, certificates=True)
 
 
-@examples(40)
+@examples(30)
 @given(
     recipe=recipes(),
     gone=st.lists(st.integers(0, POOL - 1), min_size=1, max_size=4, unique=True),

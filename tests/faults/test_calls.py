@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ from tests.faults.conftest import Order, server
 from tests.toy import memory_directory
 
 STEPS = ("train", "delete")
-_FRAMES = 2  # a place is a line and the line that called it
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +87,7 @@ class Trial:
         for number, call in enumerate(self.calls, 1):
             within_sqlite = "".join(call["stack"][:1]).startswith("shards/ledger.py")
             ours = call["traits"] & (CHANGE | SYNC) and not within_sqlite
-            place = (call["name"], call["path"].partition("/")[0], *call["stack"][:_FRAMES])
+            place = (call["name"], call["path"].partition("/")[0], *call["stack"][:1])
             first.setdefault(number if ours else place, number)
         return sorted(first.values())
 
@@ -181,8 +181,9 @@ def test_struck_in_any_way_at_any_call_it_ends_the_same_when_run_again(trial: Tr
         ("a certificate comes before the deed", "SIGKILL", "unlink"),
     ],
 )
-def test_a_planted_defect_is_found(plant: str, kind: str, struck: str, shim: Path, memory_path: Path) -> None:
-    with server(plant, module="calls", LD_PRELOAD=str(shim)) as order:
-        trial = make_trial("delete", memory_path, [order])
-        calls = [number for number, call in enumerate(trial.calls, 1) if call["name"] == struck]
-        assert trial.problems(kind, calls[-4:])
+def test_a_planted_defect_is_found(
+    plant: str, kind: str, struck: str, strikers: list[Order], memory_path: Path
+) -> None:
+    trial = make_trial("delete", memory_path, [partial(strikers[0], "planted", plant)])
+    calls = [number for number, call in enumerate(trial.calls, 1) if call["name"] == struck]
+    assert trial.problems(kind, calls[-4:])

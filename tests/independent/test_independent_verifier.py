@@ -220,7 +220,9 @@ def test_both_say_the_same_whatever_the_reader_has(name: str, files: Path, tmp_p
     assert seen["it was signed by the operator"] == every - {"failed"}
     assert seen["the signature is valid"] == every - {"not_checked"}
     assert seen["the tags belong to the reader's record"] == every
-    assert seen["the certified release is the current one"] == every
+    # Its release is older than it: only an extension from that release shows that it is the current one.
+    hidden = {"passed"} if name == "not-present" else set()
+    assert seen["the certified release is the current one"] == every - hidden
 
 
 @pytest.mark.parametrize(

@@ -503,7 +503,7 @@ def verify(
         lambda: in_log(outer, p, seal, pinned),
         lambda: fields(p),
         lambda: lineages(p, subject),
-        lambda: freshness(p, seal[2], pinned, head, extension),
+        lambda: freshness(p, seal[0] + 1, seal[2], pinned, head, extension),
         lambda: gone(p),
         lambda: there_before(p),
         lambda: binding(p, pinned, receipt, tag_key),
@@ -586,7 +586,8 @@ def fields(p: Any) -> list[Outcome]:
         and planned <= set(purged)
         and bool(p["law"] and p["not_claimed"])
         and all(asked["outcome"] in ("passed", "not_checked") for asked in p["law"])
-        and not (deleted and not (erasures and request["targets"]["tags"]))
+        and deleted == bool(request["targets"]["tags"])
+        and not (deleted and not erasures and not restored(p))
     )
     return [outcome("V1", "its fields are what the logged facts say", holds)]
 
@@ -676,10 +677,19 @@ def gone(p: Any) -> list[Outcome]:
 
 def there_before(p: Any) -> list[Outcome]:
     name, tags = "the deleted records had been committed to before", p["request"]["targets"]["tags"]
-    return [outcome("V2", name, committed(p, tags)) if tags else ("V2", name, "not_checked")]
+    missing = set(tags) - {entry["tag"] for entry in p["prior"]} if restored(p) else set[str]()
+    if not committed(p, sorted(set(tags) - missing)):
+        return [("V2", name, "failed")]
+    return [("V2", name, "not_checked" if missing or not tags else "passed")]
+
+
+def restored(p: Any) -> bool:
+    return any(p["request"]["id"] in fact["body"]["requests"] for fact in of_kind(p, "restore/1"))
 
 
 def committed(p: Any, tags: list[str]) -> bool:
+    if not tags:
+        return p["prior"] == []
     accepted = only(p, "request/1")
     slices = {fact["seq"]: fact["body"] for fact in of_kind(p, "slice/1") if fact["seq"] <= accepted["seq"]}
     there = sorted(entry["tag"] for entry in p["prior"]) == sorted(set(tags))
@@ -693,7 +703,7 @@ def committed(p: Any, tags: list[str]) -> bool:
 
 
 def freshness(
-    p: Any, seal: Head, pinned: list[Ed25519PublicKey], note: bytes | None, extension: bytes | None
+    p: Any, sealing: int, seal: Head, pinned: list[Ed25519PublicKey], note: bytes | None, extension: bytes | None
 ) -> list[Outcome]:
     level, name = "V1", "the certified release is the current one"
     if note is None:
@@ -710,9 +720,12 @@ def freshness(
     goes_on = consistent(seal.size, seal.root, head.size, head.root, consistency)
     if not (in_force(head, seal.origin, keys) and goes_on and all_logged(facts, head)):
         return [(level, name, "failed")]
-    if [fact["seq"] for fact in facts] != list(range(seal.size + 1, head.size + 1)):
+    shown = {fact["seq"]: fact for fact in [*p["log"]["facts"], *facts]}
+    since = range(only(p, "manifest/1")["seq"] + 1, head.size + 1)
+    if set(since) - shown.keys() - {sealing}:
         return [(level, name, "not_checked")]
-    releases = [fact["body"]["digest"] for fact in facts if fact["kind"] == "manifest/1"]
+    later = [shown[seq] for seq in since if seq in shown and seq != sealing]
+    releases = [fact["body"]["digest"] for fact in later if fact["kind"] == "manifest/1"]
     return [outcome(level, name, releases[-1:] in ([], [p["after"]["digest"]]))]
 
 
