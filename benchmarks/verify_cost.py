@@ -43,7 +43,7 @@ from shards import kinds
 from shards.digest import canonical_json
 from shards.fact import Fact
 from shards.files import fsync_directory, write_new
-from shards.keys import PUBLIC_FILE, create_root, create_signing_key
+from shards.keyfiles import PUBLIC_FILE, create_root, create_signing_key
 from shards.records import Record
 from shards.sparse import tree_root
 from shards.workspace import Workspace

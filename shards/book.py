@@ -5,8 +5,9 @@ The kinds of fact are listed in ``shards/kinds.py``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from shards import kinds
 from shards.commitments import SliceCommitment
@@ -19,6 +20,8 @@ from shards.manifest import Head, ModelManifest
 from shards.store import Store
 from shards.targets import Targets
 from shards.vault import Part
+
+T = TypeVar("T")
 
 # The facts that name stored objects, and in which fields.
 _NAMED_IN = {
@@ -70,9 +73,18 @@ class Book:
         self._store = store
         self._targets: dict[str, Targets] = {}
 
-    def _last(self, kind: str) -> Fact | None:
+    def _each(self, read: Callable[[Fact], T], *kinds: str) -> list[T]:
+        """What ``read`` makes of each fact of these kinds, oldest first.
+
+        Raises:
+            IntegrityError: naming a fact whose body is not what its kind says.
+        """
+        return [_understood(fact, read) for fact in self.ledger.facts(*kinds)]
+
+    def _last(self, read: Callable[[Fact], T], kind: str) -> T | None:
+        """What ``read`` makes of the last fact of a kind, if there is one."""
         facts = self.ledger.facts(kind)
-        return facts[-1] if facts else None
+        return _understood(facts[-1], read) if facts else None
 
     def genesis(self) -> Fact:
         """The log's first fact.
@@ -91,34 +103,42 @@ class Book:
 
     def pinned(self) -> Pinned | None:
         """The recipe pinned at the first ingest, if there was one."""
-        fact = self._last(kinds.RECIPE)
-        return None if fact is None else Pinned(**fact.body)
+        return self._last(lambda fact: Pinned(**fact.body), kinds.RECIPE)
+
+    def anchored_in(self) -> str | None:
+        """Digest of the place where tree heads and tombstones are anchored, if they are."""
+        return self._last(lambda fact: fact.body["location"], kinds.ANCHOR)
 
     def parts(self) -> list[Part]:
         """The vault's current parts."""
         parts: dict[str, Part] = {}
-        for fact in self.ledger.facts(kinds.INGEST, kinds.ERASURE):
+
+        def swap(fact: Fact) -> None:
             for file in fact.body["removed"]:
                 if parts.pop(file, None) is None:
                     raise _incomplete(f"vault part {file}", fact)
-            parts |= {part["file"]: Part(**part) for part in fact.body["added"]}
+            parts.update({part["file"]: Part(**part) for part in fact.body["added"]})
+
+        self._each(swap, kinds.INGEST, kinds.ERASURE)
         return list(parts.values())
 
     def next_generation(self) -> int:
         """One more than any generation ever taken in."""
-        return max((fact.body["last_generation"] for fact in self.ledger.facts(kinds.INGEST)), default=-1) + 1
+        taken: list[int] = self._each(lambda fact: fact.body["last_generation"], kinds.INGEST)
+        return max(taken, default=-1) + 1
 
     def checkpoints(self) -> list[Stored]:
         """Every checkpoint ever recorded, with its fate."""
         history: list[Stored] = []
         live: dict[str, int] = {}
-        for fact in self.ledger.facts(kinds.CHECKPOINT, kinds.PURGE):
+
+        def take(fact: Fact) -> None:
             if fact.kind == kinds.CHECKPOINT:
                 checkpoint = Checkpoint.from_json(fact.body)
                 if checkpoint.key in live:  # damaged, and made again to the same tensors
                     place = live[checkpoint.key]
                     history[place] = replace(history[place], checkpoint=checkpoint)
-                    continue
+                    return
                 live[checkpoint.key] = len(history)
                 history.append(Stored(checkpoint, fact.created, fact.seq, None))
             else:
@@ -127,6 +147,8 @@ class Book:
                         raise _incomplete(f"checkpoint {key}", fact)
                     place = live.pop(key)
                     history[place] = replace(history[place], purged=fact.created)
+
+        self._each(take, kinds.CHECKPOINT, kinds.PURGE)
         return history
 
     def live(self) -> dict[str, Checkpoint]:
@@ -135,7 +157,7 @@ class Book:
 
     def commitments(self) -> list[tuple[Fact, SliceCommitment]]:
         """Every slice commitment ever made, oldest first, with its fact."""
-        return [(fact, SliceCommitment(**fact.body)) for fact in self.ledger.facts(kinds.SLICE)]
+        return self._each(lambda fact: (fact, SliceCommitment(**fact.body)), kinds.SLICE)
 
     def slices(self) -> dict[tuple[int, int], SliceCommitment]:
         """(shard, slice) → what it consists of now."""
@@ -148,12 +170,11 @@ class Book:
 
     def manifests(self) -> list[tuple[Fact, ModelManifest]]:
         """Every manifest ever served, oldest first, with its fact."""
-        return [(fact, ModelManifest.from_json(fact.body)) for fact in self.ledger.facts(kinds.MANIFEST)]
+        return self._each(lambda fact: (fact, ModelManifest.from_json(fact.body)), kinds.MANIFEST)
 
     def manifest(self) -> ModelManifest | None:
         """What is served now."""
-        fact = self._last(kinds.MANIFEST)
-        return None if fact is None else ModelManifest.from_json(fact.body)
+        return self._last(lambda fact: ModelManifest.from_json(fact.body), kinds.MANIFEST)
 
     def served(self) -> list[tuple[Head, Checkpoint]]:
         """The heads served now, in shard order, each with its checkpoint.
@@ -171,16 +192,15 @@ class Book:
     def requests(self) -> list[tuple[Fact, DeletionRequest]]:
         """Every request ever accepted, oldest first, with its fact."""
         retired = self.retired()
-        return [
-            (fact, DeletionRequest.from_json(fact.body, self._read_targets(fact, retired)))
-            for fact in self.ledger.facts(kinds.REQUEST)
-        ]
+        return self._each(
+            lambda fact: (fact, DeletionRequest.from_json(fact.body, self._read_targets(fact, retired))), kinds.REQUEST
+        )
 
     def holds(self) -> dict[str, tuple[Fact, Targets]]:
         """Legal holds in force, by ID, with what they cover."""
-        lifted = {fact.body["hold_id"] for fact in self.ledger.facts(kinds.RELEASE)}
-        held = [fact for fact in self.ledger.facts(kinds.HOLD) if fact.body["hold_id"] not in lifted]
-        return {fact.body["hold_id"]: (fact, self._targets_of(fact.body["object"])) for fact in held}
+        lifted = set(self._each(lambda fact: str(fact.body["hold_id"]), kinds.RELEASE))
+        named = self._each(lambda fact: (str(fact.body["hold_id"]), str(fact.body["object"]), fact), kinds.HOLD)
+        return {name: (fact, self._targets_of(made)) for name, made, fact in named if name not in lifted}
 
     def refusals(self) -> list[Fact]:
         """Deletions that were refused, oldest first."""
@@ -197,7 +217,8 @@ class Book:
 
     def retired(self) -> frozenset[str]:
         """Requests whose tombstones were destroyed by retention rule."""
-        return frozenset(request for fact in self.ledger.facts(kinds.RETIRED) for request in fact.body["requests"])
+        named = self._each(lambda fact: frozenset[str](fact.body["requests"]), kinds.RETIRED)
+        return frozenset[str]().union(*named)
 
     def destroyed_objects(self) -> frozenset[str]:
         """Objects that a retention rule destroyed, and that no later fact names again.
@@ -230,15 +251,27 @@ class Book:
 
     def certificates(self) -> dict[str, Fact]:
         """Certificate facts by request ID; the last one counts."""
-        return {fact.body["request_id"]: fact for fact in self.ledger.facts(kinds.CERTIFICATE)}
+        return dict(self._each(lambda fact: (str(fact.body["request_id"]), fact), kinds.CERTIFICATE))
 
     def issued(self, request_id: str) -> list[Fact]:
         """Every certificate ever issued for a request, oldest first."""
-        return [fact for fact in self.ledger.facts(kinds.CERTIFICATE) if fact.body["request_id"] == request_id]
+        named = self._each(lambda fact: (str(fact.body["request_id"]), fact), kinds.CERTIFICATE)
+        return [fact for name, fact in named if name == request_id]
 
     def derived(self) -> list[Fact]:
         """What was made from served heads and left the workspace."""
         return self.ledger.facts(kinds.DERIVED)
+
+
+def _understood(fact: Fact, read: Callable[[Fact], T]) -> T:
+    try:
+        return read(fact)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IntegrityError(
+            f"fact {fact.seq} of the form that {fact.kind} has",
+            f"another body ({type(error).__name__}: {error})",
+            "trust nothing in this workspace; restore it from a backup (docs/backups.md)",
+        ) from error
 
 
 def _incomplete(what: str, fact: Fact) -> IntegrityError:

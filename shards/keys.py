@@ -1,8 +1,8 @@
-"""The secrets: one root that placement, tags, fingerprints and seeds come from, and the signing key.
+"""Keys: those derived from the root secret, what commits to them, and the public half of the signing key.
 
 Whoever has the root and the surviving records can make the fresh run; nobody can sign with it. The
 signing key is independent: it is never copied to another workspace and can be replaced without
-touching placement. A secret that others than its owner can read is refused.
+touching placement. The files they lie in: ``shards/keyfiles.py``.
 """
 
 from __future__ import annotations
@@ -15,16 +15,10 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from shards.digest import derive, digest
 from shards.errors import InputError, StorageError
-from shards.files import fsync_directory, remove, replace_file, storage, write_new
-
-ROOT_FILE = "root.key"
-PRIVATE_FILE = "signing.key"
-PUBLIC_FILE = "signing.pub"
-NEXT_FILE = "signing.next"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +50,6 @@ def key_commitment(name: str, key: bytes) -> str:
     return digest(f"key-commitment/{name}", key).hex()
 
 
-def create_root(directory: Path, root: bytes | None = None) -> None:
-    """Write a root secret (fresh unless given), durably, readable by its owner only."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_new(directory / ROOT_FILE, (root or os.urandom(32)).hex().encode() + b"\n", private=True)
-    fsync_directory(directory)
-    fsync_directory(directory.parent)
-
-
-def read_root(directory: Path) -> bytes:
-    """Read the root secret of a workspace's key directory.
-
-    Raises:
-        StorageError: if the file cannot be read.
-        InputError: if others can read it, or it does not hold 32 bytes in hex.
-    """
-    return read_secret(directory / ROOT_FILE)
-
-
 def read_secret(path: Path) -> bytes:
     """Read 32 secret bytes in hex.
 
@@ -81,7 +57,7 @@ def read_secret(path: Path) -> bytes:
         StorageError: if the file cannot be read.
         InputError: if others can read it, or it holds something else.
     """
-    data = _private(path)
+    data = read_private(path)
     try:
         secret = bytes.fromhex(data.decode().strip())
     except ValueError as error:
@@ -91,13 +67,13 @@ def read_secret(path: Path) -> bytes:
     return secret
 
 
-def read_keyring(directory: Path) -> Keyring:
-    """The derived keys of a workspace's key directory."""
-    return Keyring.from_root(read_root(directory))
+def read_private(path: Path) -> bytes:
+    """The bytes of a secret file.
 
-
-def _private(path: Path) -> bytes:
-    """The bytes of a secret file that only its owner can read."""
+    Raises:
+        StorageError: if it cannot be read.
+        InputError: if others than its owner can read it.
+    """
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode & 0o777
@@ -111,75 +87,6 @@ def _private(path: Path) -> bytes:
             f"run `chmod 600 {path}`; if others may have read it, treat it as stolen (docs/keys.md)",
         )
     return data
-
-
-def create_signing_key(directory: Path) -> None:
-    """Write a fresh key pair where there is none, durably; the private half is readable by its owner only."""
-    key = Ed25519PrivateKey.generate()
-    write_new(directory / PRIVATE_FILE, private_pem(key), private=True)
-    write_new(directory / PUBLIC_FILE, public_pem(key.public_key()))
-    fsync_directory(directory)
-
-
-def write_next_key(directory: Path, private: bytes) -> None:
-    """Keep the next signing key (PEM), durably, until the log names it."""
-    replace_file(directory / NEXT_FILE, private, private=True)
-
-
-def read_next_key(directory: Path) -> Ed25519PrivateKey | None:
-    """The next signing key, if a rotation was begun and not ended."""
-    return _signing_key(directory / NEXT_FILE) if (directory / NEXT_FILE).exists() else None
-
-
-def promote_next_key(directory: Path) -> bool:
-    """Put the next signing key in place of the one there, whose private half is gone then.
-
-    Returns:
-        Was it not in place already?
-    """
-    key = _signing_key(directory / NEXT_FILE)
-    path, pem = directory / PRIVATE_FILE, private_pem(key)
-    with storage(f"read {path}"):
-        waited = not path.exists() or path.read_bytes() != pem
-    replace_file(directory / PUBLIC_FILE, public_pem(key.public_key()))
-    replace_file(path, pem, private=True)
-    discard_next_key(directory)
-    return waited
-
-
-def discard_next_key(directory: Path) -> None:
-    """Remove a next signing key that the log does not name, or that is in place."""
-    with storage(f"remove {directory / NEXT_FILE}"):
-        if remove(directory / NEXT_FILE):
-            fsync_directory(directory)
-
-
-def read_signing_key(directory: Path) -> Ed25519PrivateKey:
-    """The signing key of a workspace's key directory.
-
-    Raises:
-        StorageError: if it cannot be read, or is no Ed25519 key.
-        InputError: if others can read it.
-    """
-    return _signing_key(directory / PRIVATE_FILE)
-
-
-def _signing_key(path: Path) -> Ed25519PrivateKey:
-    data = _private(path)
-    try:
-        key = serialization.load_pem_private_key(data, password=None)
-    except ValueError as error:
-        raise StorageError(f"a signing key in {path}", "something else", "restore the operator's key") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise StorageError(f"an Ed25519 signing key in {path}", type(key).__name__, "restore the operator's key")
-    return key
-
-
-def private_pem(key: Ed25519PrivateKey) -> bytes:
-    """A private key as PEM, not encrypted."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
 
 
 def public_pem(key: Ed25519PublicKey) -> bytes:

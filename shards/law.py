@@ -14,7 +14,7 @@ from shards.errors import IntegrityError
 from shards.files import storage
 from shards.lineage import Checkpoint, check_chain
 from shards.vault import KEPT
-from shards.workspace import Workspace
+from shards.workspace import LOCK_FILE, Workspace
 
 
 def check_law(workspace: Workspace, *, completing: frozenset[str] = frozenset()) -> list[Check]:
@@ -156,8 +156,8 @@ def _strays(workspace: Workspace, *, driving: bool) -> Check:
     known = KEPT | {part.file for part in workspace.book.parts()}
     strays = sorted(workspace.store.objects() - workspace.referenced_objects())
     strays += sorted(entry.name for entry in workspace.vault.root.iterdir() if entry.name not in known)
-    strays += sorted(entry.name for entry in workspace.leftovers())
-    if strays and not driving and lock.held(workspace.path / "lock"):
+    strays += sorted(entry.name for entry in workspace.leftovers() if not lock.held(entry / LOCK_FILE))  # replays
+    if strays and not driving and lock.held(workspace.path / LOCK_FILE):
         return unchecked("law", name, "a live process is writing")
     return judged("law", name, [f"{stray[:16]} (run `sisa train` to sweep)" for stray in strays], "no strays")
 

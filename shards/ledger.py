@@ -314,7 +314,8 @@ class Ledger:
         except UnicodeDecodeError as error:  # a name in a damaged schema
             raise _broken(self.path, str(error)) from error
         except sqlite3.Error as error:
-            if type(error) is sqlite3.DatabaseError:  # malformed, or no database: its subclasses are other troubles
+            # Malformed, no database, or another schema; the subclasses of the error are other troubles.
+            if type(error) is sqlite3.DatabaseError or error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
                 raise _broken(self.path, str(error)) from error
             raise StorageError(
                 f"to read and append facts in {self.path}",

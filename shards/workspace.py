@@ -26,7 +26,8 @@ from shards.commitments import commit_slice, empty_slice, leaves_object, read_le
 from shards.digest import tensor_digest
 from shards.errors import InputError, IntegrityError, RecipeMismatchError, SisaError
 from shards.files import TEMPORARY, remove, storage
-from shards.keys import PUBLIC_FILE, Keyring, read_keyring, read_signing_key
+from shards.keyfiles import NEXT_FILE, PRIVATE_FILE, PUBLIC_FILE, ROOT_FILE, read_keyring, read_signing_key
+from shards.keys import Keyring
 from shards.layout import ShardLayout
 from shards.ledger import Ledger
 from shards.lineage import Checkpoint, unpack_tags
@@ -37,7 +38,9 @@ from shards.vault import Part, StoredRecord, Vault, record_tag
 CONFIG_FILE = "sisa.yaml"
 SEEN_FILE = "tags"
 SCRATCH = "replay-"
+LOCK_FILE = "lock"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_OWN = (CONFIG_FILE, "keys", "vault", "store", "certificates", LOCK_FILE)
 
 
 class Workspace:
@@ -94,7 +97,7 @@ class Workspace:
                 workspace.ledger.check()
             whole = check or not workspace.ledger.problems()
             pinned = workspace.book.pinned() if whole else None
-            committed = workspace.book.genesis().body["keys"] if whole else keys.commitments()
+            committed = workspace.book.genesis().body.get("keys") if whole else keys.commitments()
         except BaseException:
             workspace.close()
             raise
@@ -114,7 +117,7 @@ class Workspace:
         Raises:
             LockedError: if another live process is.
         """
-        with lock.exclusive(self.path / "lock"):
+        with lock.exclusive(self.path / LOCK_FILE):
             yield
 
     def close(self) -> None:
@@ -260,15 +263,28 @@ class Workspace:
         return removed
 
     def leftovers(self) -> list[Path]:
-        """Half-written and retired certificates and the scratch of replays, which nothing may outlive."""
+        """Half-written keys and certificates, retired ones, and the scratch of replays: nothing may outlive them."""
         certificates = self.path / "certificates"
         retired = [certificates / f"{request_id}.json" for request_id in sorted(self.book.retired())]
         with storage(f"list {self.path}"):
             return [
+                *(self.path / "keys").glob(f"{TEMPORARY}*"),
                 *certificates.glob(f"{TEMPORARY}*"),
                 *(path for path in retired if path.exists()),
                 *self.path.glob(f"{SCRATCH}*"),
             ]
+
+    def foreign(self) -> list[Path]:
+        """What lies beside our files and is none of them: nobody here wrote it, and no sweep removes it."""
+        ours = {
+            self.path: {*_OWN, self.ledger.path.name, f"{self.ledger.path.name}-journal"},
+            self.path / "keys": {ROOT_FILE, PRIVATE_FILE, PUBLIC_FILE, NEXT_FILE},
+            self.path / "certificates": {f"{request_id}.json" for request_id in self.book.certificates()},
+        }
+        left = self.leftovers()
+        with storage(f"list {self.path}"):
+            found = [(entry, names) for directory, names in ours.items() for entry in directory.iterdir()]
+        return sorted(entry for entry, names in found if entry.name not in names and entry not in left)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -276,7 +292,7 @@ class Workspace:
 
         It lies in the workspace, so that a driver that comes along sweeps what a killed replay left,
         and ends a running one: a deletion does not wait for replays. Only where the workspace may not
-        be written to (an auditor's view of it) is it a temporary directory.
+        be written to (an auditor's view of it) is it a temporary directory. Its lock tells that it is in use.
 
         Raises:
             StorageError: if there is no room.
@@ -289,7 +305,8 @@ class Workspace:
                     raise
             directory = Path(tempfile.mkdtemp(prefix="sisa-replay-"))
         try:
-            yield directory
+            with lock.exclusive(directory / LOCK_FILE):
+                yield directory
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 

@@ -54,12 +54,21 @@ def foreign(workspace: Workspace, head: TreeHead) -> bool:
     return bool(head.origin != workspace.book.genesis().body["log"])
 
 
-def rollback(workspace: Workspace, location: str) -> str:
-    """What the anchor knows and the ledger does not; empty if the ledger goes on from there."""
-    anchor = open_anchor(workspace, location)
-    note, head = anchor.head(), anchored_head(anchor)
+def rollback(workspace: Workspace, location: str | None) -> str:
+    """What the anchor knows and the ledger does not; empty if the ledger goes on from there.
+
+    A log that was anchored once has an anchor until :func:`move_anchor` says otherwise: a disk that is
+    not mounted looks like a new place, and so does another spelling of it.
+    """
+    anchor = None if location is None else open_anchor(workspace, location)
+    note, head = (None, None) if anchor is None else (anchor.head(), anchored_head(anchor))
     if note is None or head is None:
-        return "the anchor is empty, and was not when it was last used" if _was_used(workspace, location) else ""
+        lost = (
+            "the anchor is empty, and was not when it was last used"
+            if anchor
+            else "the log has one, and no anchor is configured"
+        )
+        return lost if workspace.book.anchored_in() is not None else ""
     leaves = workspace.ledger.leaves()
     keys = [read_public_key(fact.body["public_key"].encode()) for fact in workspace.book.signing_keys()]
     if foreign(workspace, head):
@@ -73,11 +82,6 @@ def rollback(workspace: Workspace, location: str) -> str:
     return ""
 
 
-def _was_used(workspace: Workspace, location: str) -> bool:
-    """Did this log put anything there before? A disk that is not mounted looks like a new place."""
-    return any(fact.body["location"] == _mark(location) for fact in workspace.ledger.facts(kinds.ANCHOR))
-
-
 def _mark(location: str) -> str:
     return bytes_digest(location.encode())
 
@@ -88,12 +92,10 @@ def refuse_rollback(workspace: Workspace, location: str | None) -> None:
     Raises:
         IntegrityError: if the ledger was rolled back or rewritten, or the anchor lost.
     """
-    if location is None:
-        return
     problem = rollback(workspace, location)
     if problem:
         raise IntegrityError(
-            f"a ledger that goes on from its anchor in {location}",
+            "a ledger that goes on from its anchor" + (f" in {location}" if location else ""),
             problem,
             "see docs/backups.md; `sisa recover` applies all later deletions again",
         )
@@ -101,45 +103,87 @@ def refuse_rollback(workspace: Workspace, location: str | None) -> None:
 
 def check_anchor(workspace: Workspace, location: str | None) -> Check:
     """The question as ``audit --all`` and ``verify`` put it."""
-    if location is None:
-        return unchecked("law", NAME, "no anchor is configured, so a restored backup would go unnoticed")
     try:
         problem = rollback(workspace, location)
+        damaged = [] if location is None or problem else _damaged(workspace, open_anchor(workspace, location))
     except SisaError as error:
         return judged("law", NAME, [f"{error.expected}: {error.found}"], "")
-    return judged("law", NAME, [problem] if problem else [], location)
+    if location is None and not problem:
+        return unchecked("law", NAME, "no anchor is configured, so a restored backup would go unnoticed")
+    return judged("law", NAME, [problem] if problem else damaged, str(location))
+
+
+def _damaged(workspace: Workspace, anchor: Anchor) -> list[str]:
+    """Anchored requests that are not what the ledger says; those that it does not know must be readable."""
+    anchored_requests(anchor)
+    anchored_retirements(anchor)
+    known = anchor.requests()
+    documents = _documents(workspace)
+    return [
+        f"the anchored request in {name} is damaged"
+        for name in documents
+        if known.get(name, documents[name]) != documents[name]
+    ]
+
+
+def move_anchor(workspace: Workspace, location: str | None) -> None:
+    """Anchor the log in ``location`` from here on, or nowhere, whatever became of the place before.
+
+    Raises:
+        IntegrityError: if what lies there already is of a newer or another log.
+    """
+    if location is not None and open_anchor(workspace, location).head() is not None:
+        refuse_rollback(workspace, location)
+    _use(workspace, location)
+    bring_up_to_date(workspace, location)
+
+
+def _use(workspace: Workspace, location: str | None) -> None:
+    """Log where the anchor is."""
+    if location is not None:
+        # The head first: killed in between, the place is used and not said to be, which does no harm.
+        open_anchor(workspace, location).put_head(workspace.ledger.head())
+    workspace.ledger.append([(kinds.ANCHOR, {"location": None if location is None else _mark(location)})])
 
 
 def bring_up_to_date(workspace: Workspace, location: str | None) -> None:
     """Anchor every request in force and the newest head; what is there already is left alone.
 
     Of a retired request only a mark stays, so that a restored backup retires it again.
+
+    Raises:
+        IntegrityError: if an anchored request is not as it was put there.
+        StorageError: if the anchor cannot be reached.
     """
     if location is None:
         return
     anchor = open_anchor(workspace, location)
-    if not _was_used(workspace, location):
-        # The head first: killed in between, the place is used and not said to be, which does no harm.
-        anchor.put_head(workspace.ledger.head())
-        workspace.ledger.append([(kinds.ANCHOR, {"location": _mark(location)})])
+    if workspace.book.anchored_in() != _mark(location):
+        _use(workspace, location)
     known = anchor.requests()
-    retired = set()
-    for fact, request in workspace.book.requests():
-        name = _name(fact) if not request.retired else f"{request.object}{_MARK}"
-        if request.retired:
-            retired.add(request.object)
-            document: dict[str, Any] = {"request_id": request.request_id, "retired": request.object}
-        else:
-            files = {name: data.decode() for name, data in request.targets.files().items()}
-            document = {"fact": fact.to_json(), "targets": files}
-        if name not in known:
-            anchor.put_request(name, canonical_json(document))
+    for name, data in _documents(workspace).items():
+        if known.get(name) != data:
+            anchor.put_request(name, data)  # refuses to replace other bytes
+    retired = {request.object for _, request in workspace.book.requests() if request.retired}
     for fact, _ in anchored_requests(anchor) if retired else ():
         if fact.body["object"] in retired:
             anchor.remove_request(_name(fact))
     note = workspace.ledger.head()
     if anchor.head() != note:
         anchor.put_head(note)
+
+
+def _documents(workspace: Workspace) -> dict[str, bytes]:
+    """What the anchor should hold of every request, by file name."""
+    documents: dict[str, dict[str, Any]] = {}
+    for fact, request in workspace.book.requests():
+        if request.retired:
+            mark = {"request_id": request.request_id, "retired": request.object}
+            documents[f"{request.object}{_MARK}"] = mark
+        else:
+            files = {name: data.decode() for name, data in request.targets.files().items()}
+            documents[_name(fact)] = {"fact": fact.to_json(), "targets": files}
+    return {name: canonical_json(document) for name, document in documents.items()}
 
 
 def anchored_requests(anchor: Anchor) -> list[tuple[Fact, dict[str, bytes]]]:

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from shards.book import Stored
-from shards.checks import Check, judged
+from shards.checks import Check, judged, unchecked
 from shards.deletion import subject_tag
-from shards.errors import InputError, IntegrityError, MissingDependencyError, RecordError
-from shards.keys import PUBLIC_FILE
+from shards.errors import InputError, IntegrityError, MissingDependencyError, RecordError, SisaError
+from shards.files import storage
+from shards.keyfiles import PRIVATE_FILE, PUBLIC_FILE, read_signing_key
+from shards.keys import public_pem
 from shards.law import check_law
 from shards.records import Record, read_records
 from shards.workspace import Workspace
+from sisa.anchoring import NAME as ANCHORED
 from sisa.anchoring import check_anchor
 from sisa.certificate import is_intact
 from sisa.config import Settings
@@ -189,9 +192,32 @@ def _described(stored: Stored) -> dict[str, Any]:
 
 
 def audit_everything(workspace: Workspace, anchor: str | None) -> list[Check]:
-    """The law of the whole workspace, its log first, and whether it is older than its anchor."""
-    law = [*check_law(workspace), check_anchor(workspace, anchor)]
-    return law if law[0].outcome == "failed" else [*law, _certified(workspace), _referred(workspace), _key(workspace)]
+    """The law of the whole workspace, its log first, and whether it is older than its anchor.
+
+    Raises:
+        IntegrityError: if facts that are signed for are not what their kinds say.
+    """
+    try:
+        law = check_law(workspace)
+        if law[0].outcome == "failed":
+            return [*law, unchecked("law", ANCHORED, "it rests on facts that nobody signed for")]
+        return [
+            *law,
+            check_anchor(workspace, anchor),
+            _certified(workspace),
+            _referred(workspace),
+            _key(workspace),
+            _endorsed(workspace),
+            _foreign(workspace),
+        ]
+    except SisaError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise IntegrityError(
+            "facts that say what their kinds say",
+            f"others ({type(error).__name__}: {error})",
+            "trust nothing in this workspace; restore it from a backup (docs/backups.md)",
+        ) from error
 
 
 def _certified(workspace: Workspace) -> Check:
@@ -218,12 +244,41 @@ def _referred(workspace: Workspace) -> Check:
 
 
 def _key(workspace: Workspace) -> Check:
-    """The public key that lies there to be given away is the one in force."""
+    """The public key that lies there to be given away is the one in force, and the private one its other half."""
     name = "the public key filed is the log's"
     named = workspace.book.signing_keys()[-1]
-    file = workspace.path / "keys" / PUBLIC_FILE
-    intact = file.is_file() and file.read_bytes() == named.body["public_key"].encode()
-    return judged("law", name, [] if intact else [f"keys/{PUBLIC_FILE} is another"], f"of fact {named.seq}")
+    pem = named.body["public_key"].encode()
+    keys = workspace.path / "keys"
+    with storage(f"read the keys in {keys}"):
+        intact = (keys / PUBLIC_FILE).is_file() and (keys / PUBLIC_FILE).read_bytes() == pem
+        here = (keys / PRIVATE_FILE).exists()  # an auditor has none, and a lost one is replaced
+    problems = [] if intact else [f"keys/{PUBLIC_FILE} is another"]
+    try:
+        if here and public_pem(read_signing_key(keys).public_key()) != pem:
+            problems.append(f"keys/{PRIVATE_FILE} is another")
+    except SisaError as error:
+        problems.append(f"keys/{PRIVATE_FILE}: {error.found}")
+    return judged("law", name, problems, f"of fact {named.seq}" + ("" if here else ", the private one is not here"))
+
+
+def _endorsed(workspace: Workspace) -> Check:
+    """The log's check refuses a false endorsement; where there is none, whoever has the workspace may have put it."""
+    name = "each signing key was endorsed by the one before"
+    keys = workspace.book.signing_keys()
+    alone = [f"{fact.body['reason']} at fact {fact.seq}" for fact in keys[1:] if fact.body["endorsement"] is None]
+    if alone:
+        said = "; ".join(f"the signing key was declared {what}" for what in alone)
+        return unchecked("law", name, f"{said}: nobody vouches for the next one (docs/keys.md)")
+    return judged("law", name, [], f"{len(keys)} keys")
+
+
+def _foreign(workspace: Workspace) -> Check:
+    """Whatever lies beside our files may hold anything."""
+    problems = [
+        f"{path.relative_to(workspace.path)} is not of this workspace (move or remove it)"
+        for path in workspace.foreign()
+    ]
+    return judged("law", "nothing lies beside the workspace's own files", problems, "no other files")
 
 
 def audit_residue(workspace: Workspace, settings: Settings, files: Sequence[Path]) -> list[Check]:

@@ -19,7 +19,7 @@ from shards.digest import bytes_digest, canonical_json, files_digest, parse_json
 from shards.errors import IntegrityError, LawViolationError
 from shards.fact import Fact
 from shards.files import replace_file, storage
-from shards.keys import read_signing_key
+from shards.keyfiles import read_signing_key
 from shards.lineage import Checkpoint
 from shards.note import LogProof, read_head
 from shards.plan import Chain, SliceStep

@@ -24,7 +24,7 @@ def outside(workspace: Workspace, file: Path) -> Path:
         InputError: if it lies in the workspace, where no deletion would reach it.
     """
     file = file.resolve()
-    if file.is_relative_to(workspace.path):
+    if file.is_relative_to(workspace.path.resolve()):
         raise InputError(
             "a file outside the workspace", str(file), "what is handed out may hold records; choose another place"
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from shards.errors import ConfigError, InputError
 from shards.files import TEMPORARY, storage
-from shards.keys import create_root, create_signing_key, read_root
+from shards.keyfiles import create_root, create_signing_key, read_root
 from shards.records import read_records
 from shards.workspace import CONFIG_FILE, Workspace
 from sisa.base_model import PACKAGED, locate, model_digests, pinned_path

@@ -15,19 +15,18 @@ from shards import kinds
 from shards.digest import bytes_digest
 from shards.errors import InputError
 from shards.files import fsync_directory, remove, replace_file, storage
-from shards.keys import (
+from shards.keyfiles import (
     PRIVATE_FILE,
     PUBLIC_FILE,
     ROOT_FILE,
     discard_next_key,
-    endorsed,
     private_pem,
     promote_next_key,
-    public_pem,
     read_next_key,
     read_signing_key,
     write_next_key,
 )
+from shards.keys import endorsed, public_pem
 from shards.references import FILE as REFERENCES_FILE
 from shards.workspace import Workspace
 from sisa.delete import unfinished_requests

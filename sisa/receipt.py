@@ -14,7 +14,7 @@ from typing import Any
 from shards import kinds
 from shards.digest import canonical_json
 from shards.errors import IntegrityError, UnknownRecordError
-from shards.keys import read_signing_key
+from shards.keyfiles import read_signing_key
 from shards.note import read_head
 from shards.sparse import prove
 from sisa.certificate import log_section

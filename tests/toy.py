@@ -18,7 +18,7 @@ from unittest import mock
 
 from orchestration.executor import Fit, Lesson
 from shards.digest import digest, tensor_digest
-from shards.keys import create_root, create_signing_key
+from shards.keyfiles import create_root, create_signing_key
 from shards.records import Record, make_content
 from shards.vault import StoredRecord
 from shards.workspace import CONFIG_FILE, WEIGHTS_FILE, Workspace

@@ -101,6 +101,25 @@ def head(workspace: Path, output: Path | None) -> None:
     click.echo(note, nl=False) if output is None else replace_file(output.resolve(), note.encode())
 
 
+@log.command("move-anchor")
+@workspace_option
+@set_option
+@json_option
+def move_anchor(workspace: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Anchor the log where sisa.yaml says from here on, or nowhere; the old place is not asked."""
+    from sisa.anchoring import move_anchor as run
+
+    with open_session(workspace, overrides) as session, session.workspace.driving():
+        run(session.workspace, session.options.anchor)
+        document = {"anchor": session.options.anchor}
+    if as_json:
+        print_json(document)
+    elif document["anchor"]:
+        out.print(f"Anchored in {document['anchor']} from here on.", markup=False)
+    else:
+        out.print("Anchored nowhere from here on: a restored backup goes unnoticed.")
+
+
 @log.command()
 @workspace_option
 @click.option("--certificate", type=FILE, help="From the tree head beside this certificate.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestration.executor import SliceTrainer
 from orchestration.inline import InlineExecutor
 from shards.digest import bytes_digest, canonical_json, tensor_digest
-from shards.keys import read_root
+from shards.keyfiles import read_root
 from shards.law import check_law
 from shards.lineage import Checkpoint
 from shards.manifest import Head

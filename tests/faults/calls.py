@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -29,8 +29,9 @@ from unittest import mock
 
 from shards import store
 from shards.checks import Check
+from shards.deletion import DeletionRequest
 from shards.errors import SisaError
-from shards.keys import PUBLIC_FILE
+from shards.keyfiles import PUBLIC_FILE
 from shards.law import check_law
 from shards.workspace import Workspace
 from sisa import certificate
@@ -234,7 +235,7 @@ def _after_the_fault(path: Path) -> list[str]:
         workspace = session.workspace
         certified = _certified(workspace)
         others = [left for left in workspace.leftovers() if left.parent.name != "certificates"]
-        with mock.patch.object(workspace, "leftovers", lambda: others):
+        with mock.patch.object(workspace, "leftovers", return_value=others):
             law = check_law(workspace, completing=certified)
         if not certified:
             law = [check for check in law if "served since" in check.name]
@@ -318,10 +319,10 @@ def _in_place(path: Path, data: bytes, **_: Any) -> None:
     path.write_bytes(data)
 
 
-def _certify_first(workspace: Workspace, request_ids: tuple[str, ...]) -> None:
+def _certify_first(workspace: Workspace, requests: Sequence[DeletionRequest]) -> None:
     for _, request in workspace.book.requests():
         issue(workspace, request, ())
-    _forget(workspace, request_ids)
+    _forget(workspace, requests)
 
 
 _fsync, _forget = os.fsync, deleting._forget
@@ -336,7 +337,8 @@ PLANTS: dict[str, tuple[Any, str, Any]] = {
 def planted(plant: str, order: str, *arguments: Any) -> dict[str, Any]:
     """An order, with a defect in the code that carries it out."""
     with mock.patch.object(*PLANTS[plant]):
-        return {"prepare": prepare, "strike": strike}[order](*arguments)
+        orders: dict[str, Callable[..., dict[str, Any]]] = {"prepare": prepare, "strike": strike}
+        return orders[order](*arguments)
 
 
 if __name__ == "__main__":

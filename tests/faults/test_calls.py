@@ -144,15 +144,10 @@ def trial(request: pytest.FixtureRequest, strikers: list[Order]) -> Iterator[Tri
 
 def test_the_calls_listed_are_those_of_a_whole_step(trial: Trial) -> None:
     names = Counter(call["name"] for call in trial.calls)
-    for name in ("open", "read", "pread", "write", "pwrite", "fsync", "fdatasync", "rename", "ftruncate", "list", "close"):
-        assert names[name], name
-    assert {call["path"].partition("/")[0] for call in trial.calls} >= {
-        "ledger.sqlite",
-        "store",
-        "vault",
-        "keys",
-        "lock",
-    }
+    struck = ["open", "read", "pread", "write", "pwrite", "fsync", "fdatasync", "rename", "ftruncate", "list", "close"]
+    assert [name for name in struck if not names[name]] == []
+    places = {call["path"].partition("/")[0] for call in trial.calls}
+    assert places >= {"ledger.sqlite", "store", "vault", "keys", "lock"}
 
 
 def test_killed_at_any_call_it_ends_the_same_when_run_again(trial: Trial) -> None:

@@ -16,7 +16,7 @@ from unittest import mock
 from shards import kinds
 from shards.digest import bytes_digest, canonical_json
 from shards.fact import Fact
-from shards.keys import read_signing_key
+from shards.keyfiles import read_signing_key
 from shards.lineage import Checkpoint
 from shards.manifest import Head, ModelManifest
 from shards.note import TreeHead, read_head, sign_head

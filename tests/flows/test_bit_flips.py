@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from shards.digest import canonical_json
-from shards.keys import PUBLIC_FILE, ROOT_FILE
+from shards.keyfiles import PUBLIC_FILE, ROOT_FILE
 from shards.references import FILE as REFERENCES_FILE
 from shards.workspace import WEIGHTS_FILE, Workspace
 from sisa.verify import Evidence, verify

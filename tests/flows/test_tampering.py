@@ -14,7 +14,7 @@ import pytest
 
 from shards import kinds
 from shards.digest import bytes_digest, canonical_json, files_digest, tensor_digest
-from shards.keys import create_signing_key
+from shards.keyfiles import create_signing_key
 from shards.law import check_law
 from shards.workspace import WEIGHTS_FILE
 from sisa.certificate import issue

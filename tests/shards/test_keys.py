@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -12,26 +13,23 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from shards.errors import InputError, StorageError
-from shards.keys import (
+from shards.keyfiles import (
     NEXT_FILE,
     PRIVATE_FILE,
     PUBLIC_FILE,
     ROOT_FILE,
-    Keyring,
     create_root,
     create_signing_key,
     discard_next_key,
-    key_commitment,
     private_pem,
     promote_next_key,
-    public_pem,
     read_keyring,
     read_next_key,
-    read_public_key,
     read_root,
     read_signing_key,
     write_next_key,
 )
+from shards.keys import Keyring, key_commitment, public_pem, read_public_key
 
 ROOT = bytes(range(32))
 
@@ -172,3 +170,14 @@ def test_what_is_no_public_key_of_ours_is_refused(other: bytes | X25519PublicKey
     )
     with pytest.raises(InputError, match="the operator's signing"):
         read_public_key(pem)
+
+
+def test_every_key_is_durable_once_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(str(Path(f"/proc/self/fd/{handle}").readlink())))
+    keys = tmp_path / "keys"
+    create_root(keys, ROOT)
+    assert synced == [str(keys / ROOT_FILE), str(keys), str(tmp_path)]
+    synced.clear()
+    create_signing_key(keys)
+    assert synced == [str(keys / PRIVATE_FILE), str(keys / PUBLIC_FILE), str(keys)]

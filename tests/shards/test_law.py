@@ -15,7 +15,7 @@ from shards import kinds, lock
 from shards.book import Book
 from shards.commitments import commit_slice
 from shards.errors import IntegrityError
-from shards.keys import read_signing_key
+from shards.keyfiles import read_signing_key
 from shards.law import check_law, lineage
 from shards.layout import Assignment
 from shards.ledger import Ledger
@@ -423,3 +423,12 @@ def test_the_book_says_what_each_slice_consists_of_now_and_did_before(session: S
     was_there = [one for one in made if bytes.fromhex(request.tags[0]) in workspace.slice_leaves(one.leaves)]
     assert len(was_there) == 1, "the leaves outlive the record, so that it can be shown that it had been there"
     assert was_there[0] not in current.values()
+
+
+def test_the_scratch_of_a_live_replay_is_no_stray_and_that_of_a_killed_one_is(session: Session) -> None:
+    outcomes = {check.name: check.outcome for check in check_law(session.workspace)}
+    with session.workspace.scratch() as scratch:
+        assert {check.name: check.outcome for check in check_law(session.workspace)} == outcomes
+        scratch.with_name(f"{scratch.name}-killed").mkdir()
+        (check,) = [check for check in check_law(session.workspace) if check.name == STRAYS]
+        assert check.outcome == "failed"

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from shards import kinds
 from shards.digest import canonical_json, tree_leaf
 from shards.errors import IntegrityError, OperationError, StorageError
-from shards.keys import public_pem
+from shards.keys import endorsed, public_pem
 from shards.ledger import Ledger
 from shards.note import TreeHead, read_head, sign_head, signed_by
 from shards.tlog import tree_hash, verify_consistency, verify_inclusion
@@ -31,6 +31,8 @@ def naming(kind: str, key: Ed25519PrivateKey, **values: Any) -> tuple[str, Body]
 
 
 GENESIS = naming(kinds.GENESIS, KEY, log=ORIGIN)
+PEM = public_pem(OTHER.public_key())
+SUCCESSOR = naming(kinds.KEY, OTHER, reason="lost", endorsement=None)
 
 
 def opened(path: Path, key: Ed25519PrivateKey = KEY, *, create: bool = False) -> Ledger:
@@ -166,10 +168,24 @@ def test_a_missing_ledger_is_never_made_by_opening(memory_path: Path) -> None:
     assert list(memory_path.iterdir()) == []
 
 
-def test_a_file_that_is_no_ledger_is_a_storage_error(memory_path: Path) -> None:
+def test_a_file_that_is_no_ledger_is_damage_and_is_not_said_to_have_lost_nothing(memory_path: Path) -> None:
     (memory_path / "ledger.sqlite").write_bytes(b"no database at all, " * 100)
-    with pytest.raises(StorageError, match="not a database"):
+    with pytest.raises(IntegrityError, match="not a database") as raised:
         opened(memory_path / "ledger.sqlite")
+    assert "restore it from a backup" in raised.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b"CREATE TABLE facts", b"CREATE TABLE f\xffcts"), (b"seq INTEGER PRIMARY KEY", b"s\xffq INTEGER PRIMARY KEY")],
+)
+def test_a_damaged_schema_is_damage(old: bytes, new: bytes, log: Ledger) -> None:
+    log.close()
+    data = log.path.read_bytes()
+    assert old in data
+    log.path.write_bytes(data.replace(old, new))
+    with pytest.raises(IntegrityError, match=r"ledger\.sqlite"), closing(opened(log.path)) as damaged:
+        damaged.check()
 
 
 # -- the log -------------------------------------------------------------------------------------
@@ -279,8 +295,8 @@ def test_a_signing_key_that_the_log_does_not_name_cannot_append(log: Ledger) -> 
 
 def test_after_a_rotation_old_heads_verify_under_the_old_key_and_new_ones_under_the_new(log: Ledger) -> None:
     with pytest.raises(IntegrityError, match="another signing key"):
-        log.append([naming(kinds.KEY, OTHER)])  # it is the new key that signs the fact that names it
-    log.append([naming(kinds.KEY, OTHER), ("a/1", {"n": 9})], key=OTHER)
+        log.append([SUCCESSOR])  # it is the new key that signs the fact that names it
+    log.append([SUCCESSOR, ("a/1", {"n": 9})], key=OTHER)
     with closing(opened(log.path, OTHER)) as rotated:
         rotated.append([("a/1", {"n": 10})])
         rotated.check()
@@ -292,10 +308,40 @@ def test_after_a_rotation_old_heads_verify_under_the_old_key_and_new_ones_under_
 
 
 def test_a_new_head_signed_by_a_key_of_the_past_is_detected(log: Ledger) -> None:
-    log.append([naming(kinds.KEY, OTHER)], key=OTHER)
+    log.append([SUCCESSOR], key=OTHER)
     note = sign_head(read_head(log.head()), KEY)
     vandalise(log.path, "UPDATE heads SET note = :note WHERE size = 8", note=note)
     assert log.problems() == ["facts 8 to 8: tree head 8 is not signed by the log's key"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"reason": "planned", "endorsement": "00" * 64},
+        {"reason": "planned", "endorsement": OTHER.sign(endorsed(ORIGIN, PEM)).hex()},
+        {"reason": "planned", "endorsement": KEY.sign(endorsed("example.org/other", PEM)).hex()},
+        {"reason": "planned", "endorsement": None},
+        {"reason": "lost", "endorsement": KEY.sign(endorsed(ORIGIN, PEM)).hex()},
+        {"reason": "better", "endorsement": KEY.sign(endorsed(ORIGIN, PEM)).hex()},
+        {},
+    ],
+)
+def test_a_key_that_is_not_endorsed_as_it_says_is_refused_and_detected(said: Body, log: Ledger) -> None:
+    """Whoever has the file and no key can write any next key, and sign with that."""
+    with pytest.raises(IntegrityError, match="fact 8 is damaged"):
+        log.append([naming(kinds.KEY, OTHER, **said)], key=OTHER)
+    row = (8, kinds.KEY, canonical_json(naming(kinds.KEY, OTHER, **said)[1]).decode(), "now")
+    head = TreeHead(ORIGIN, 8, tree_hash([*log.leaves(), leaf(*row)]))
+    with closing(sqlite3.connect(log.path, isolation_level=None)) as other:
+        other.execute("INSERT INTO facts VALUES (?, ?, ?, ?)", row)
+        other.execute("INSERT INTO heads VALUES (8, ?)", (sign_head(head, OTHER),))
+    assert [problem.partition(" (")[0] for problem in log.problems()] == ["fact 8 is damaged"]
+
+
+def test_a_planned_key_that_the_one_before_endorsed_is_taken(log: Ledger) -> None:
+    said = {"reason": "planned", "endorsement": KEY.sign(endorsed(ORIGIN, PEM)).hex()}
+    log.append([naming(kinds.KEY, OTHER, **said)], key=OTHER)
+    assert log.problems() == []
 
 
 def test_two_ledgers_on_one_file_take_turns(log: Ledger) -> None:

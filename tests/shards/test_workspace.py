@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,8 @@ from orchestration.inline import InlineExecutor
 from shards import kinds
 from shards.commitments import LEAVES_FILE, commit_slice, empty_slice
 from shards.errors import InputError, IntegrityError, LockedError, RecipeMismatchError, StorageError
-from shards.keys import PUBLIC_FILE, ROOT_FILE
+from shards.files import TEMPORARY
+from shards.keyfiles import NEXT_FILE, PUBLIC_FILE, ROOT_FILE
 from shards.note import read_head
 from shards.plan import Plan, make_plan
 from shards.references import FILE, References
@@ -247,3 +249,57 @@ def test_intact_checkpoints_are_those_whose_tensors_and_evidence_are_as_recorded
     workspace.store.purge(one.files)
     workspace.store.purge(other.seen)
     assert workspace.intact().keys() == live.keys() - {one.key, other.key}
+
+
+def test_a_private_key_that_a_killed_rotation_left_is_swept(session: Session) -> None:
+    left = session.workspace.path / "keys" / f"{TEMPORARY}x"
+    left.write_text("a key")
+    assert session.workspace.leftovers() == [left]
+    assert session.workspace.sweep() == [left.name]
+    assert not left.exists()
+
+
+def test_what_is_not_ours_is_told_and_left_alone(session: Session) -> None:
+    path = session.workspace.path
+    (path / "keys" / NEXT_FILE).touch()
+    with session.workspace.scratch():
+        assert session.workspace.foreign() == []
+    strays = [path / "certificates" / "x.json", path / "keys" / "old.key", path / "records.jsonl"]
+    for stray in strays:
+        stray.touch()
+    assert session.workspace.foreign() == strays
+    assert session.workspace.sweep() == []
+
+
+BROKEN: dict[str, dict[str, Any]] = {
+    kinds.CHECKPOINT: {"link": {}},
+    kinds.SLICE: {"shard": 0},
+    kinds.MANIFEST: {"generation": 9, "recipe": "x", "heads": [{}]},
+    kinds.REQUEST: {"request_id": "x"},
+    kinds.RETIRED: {"requests": 3},
+    kinds.HOLD: {},
+    kinds.RELEASE: {},
+    kinds.PURGE: {"checkpoints": None},
+    kinds.ERASURE: {"removed": [], "added": [3]},
+    kinds.CERTIFICATE: {},
+    kinds.ANCHOR: {},
+    kinds.RECIPE: {"recipe": {}},
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_well_signed_fact_of_another_form_is_named(kind: str, session: Session) -> None:
+    (fact,) = session.workspace.ledger.append([(kind, BROKEN[kind])])
+    book = session.workspace.book
+    readers = (
+        book.checkpoints, book.commitments, book.manifests, book.requests, book.retired, book.holds, book.parts,
+        book.certificates, book.anchored_in, book.pinned,
+    )  # fmt: skip
+    named = 0
+    for read in readers:
+        try:
+            read()
+        except IntegrityError as error:
+            assert f"fact {fact.seq} of the form that {kind} has" in error.expected  # noqa: PT017
+            named += 1
+    assert named

@@ -9,7 +9,7 @@ from typing import Any
 from shards import kinds
 from shards.checks import Check
 from shards.digest import canonical_json, parse_json
-from shards.keys import PUBLIC_FILE, read_signing_key
+from shards.keyfiles import PUBLIC_FILE, read_signing_key
 from shards.note import LogProof, read_head
 from shards.workspace import Workspace
 from sisa.certificate import certificate_path

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from shards import kinds
-from shards.errors import HeldError, StorageError
+from shards.errors import HeldError, IntegrityError, StorageError
 from shards.note import read_head
-from sisa.anchoring import NAME, anchored_head, anchored_requests, check_anchor, open_anchor, rollback
+from shards.workspace import Workspace
+from sisa.anchoring import NAME, anchored_head, anchored_requests, check_anchor, move_anchor, open_anchor, rollback
 from sisa.hold import hold
 from sisa.key import rotate
 from sisa.session import Session
@@ -128,3 +130,56 @@ def test_two_workspaces_share_one_place(session: Session, place: Path, memory_pa
     up_to_date(other, place)
     up_to_date(session, place)
     other.workspace.close()
+
+
+@pytest.mark.parametrize("spelling", ["{}/", "file://{}", "{}/../anchor", "{}-elsewhere", None])
+def test_an_anchor_that_is_gone_is_missed_however_it_is_spelt(
+    session: Session, place: Path, spelling: str | None
+) -> None:
+    place.rename(place.with_name("unmounted"))
+    location = None if spelling is None else spelling.format(place)
+    other = replace(session, options=session.options.model_copy(update={"anchor": location}))
+    before = session.workspace.ledger.head()
+    with pytest.raises(IntegrityError, match=r"the anchor is empty|no anchor is configured"):
+        forget(other, "r1")
+    assert session.workspace.ledger.head() == before
+    assert check_anchor(session.workspace, location).outcome == "failed"
+
+
+def test_an_anchor_is_moved_only_by_saying_so(session: Session, place: Path, tmp_path: Path) -> None:
+    forget(session, "r1", request_id="one")
+    place.rename(place.with_name("gone"))
+    moved = replace(session, options=session.options.model_copy(update={"anchor": str(tmp_path / "new")}))
+    move_anchor(moved.workspace, moved.options.anchor)
+    up_to_date(moved, tmp_path / "new")
+    forget(moved, "r2")
+    up_to_date(moved, tmp_path / "new")
+    with pytest.raises(IntegrityError, match="the anchor is empty"):
+        forget(session, "r3")
+
+
+def test_an_anchor_is_not_moved_to_where_more_is_known(session: Session, place: Path, memory_path: Path) -> None:
+    forget(session, "r1")
+    backup = shutil.copytree(session.workspace.path, memory_path / "backup")
+    forget(session, "r2")
+    session.workspace.close()
+    older = replace(session, workspace=Workspace.open(backup))
+    with pytest.raises(IntegrityError, match="older state"):
+        move_anchor(older.workspace, str(place))
+    older.workspace.close()
+
+
+@pytest.mark.parametrize("change", [lambda data: data + b" ", lambda data: data[:-1]])
+def test_a_damaged_anchored_request_is_noticed_before_it_is_needed(
+    session: Session, place: Path, change: Callable[[bytes], bytes]
+) -> None:
+    forget(session, "r1")
+    (file,) = place.glob("*/requests/*.json")
+    file.write_bytes(change(file.read_bytes()))
+    assert check_anchor(session.workspace, str(place)).outcome == "failed"
+    with pytest.raises(IntegrityError, match="other bytes"):
+        session.anchor()
+    file.unlink()
+    session.anchor()
+    up_to_date(session, place)
+    assert check_anchor(session.workspace, str(place)).outcome == "passed"

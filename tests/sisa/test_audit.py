@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from orchestration.inline import InlineExecutor
-from shards.errors import InputError
+from shards import kinds
+from shards.errors import InputError, IntegrityError
+from shards.keyfiles import PRIVATE_FILE, private_pem
 from sisa.anchoring import NAME as ANCHORED
 from sisa.anchoring import bring_up_to_date
 from sisa.audit import audit_checkpoint, audit_everything, audit_record, audit_shard, audit_subject
 from sisa.delete import delete
 from sisa.ingest import ingest
+from sisa.key import rotate
 from sisa.session import Session
 from sisa.train import train
+from tests.shards.test_ledger import vandalise
 from tests.toy import ToyTrainer, toy_recipe, toy_session
 
 
@@ -139,3 +144,60 @@ def test_an_anchor_that_knows_no_more_than_the_ledger_leaves_nothing_unchecked(
     bring_up_to_date(session.workspace, str(tmp_path / "anchor"))
     checks = audit_everything(session.workspace, str(tmp_path / "anchor"))
     assert {check.outcome for check in checks} == {"passed"}
+
+
+def failing(session: Session) -> list[str]:
+    return [check.name for check in audit_everything(session.workspace, None) if check.outcome == "failed"]
+
+
+def test_a_damaged_log_is_told_and_the_anchor_not_asked(session: Session, tmp_path: Path) -> None:
+    bring_up_to_date(session.workspace, str(tmp_path / "anchor"))
+    vandalise(session.workspace.ledger.path, "UPDATE facts SET body = '{}' WHERE kind IN ('key/1', 'genesis/1')")
+    checks = audit_everything(session.workspace, str(tmp_path / "anchor"))
+    assert checks[0].outcome == "failed"
+    assert {check.outcome for check in checks[1:]} == {"not_checked"}
+    assert ANCHORED in {check.name for check in checks}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [(kinds.CHECKPOINT, {}), (kinds.SLICE, {}), (kinds.MANIFEST, {}), (kinds.REQUEST, {}), (kinds.RETIRED, {}),
+     (kinds.REFUSAL, {}), (kinds.RUN, {}), (kinds.DERIVED, {}),
+     (kinds.SLICE, {"shard": 0, "slice": [], "root": 3, "leaves": 4, "records": 5})],
+)  # fmt: skip
+def test_a_well_signed_fact_of_another_form_fails_an_audit_and_is_no_accident(
+    kind: str, body: dict[str, Any], session: Session
+) -> None:
+    session.workspace.ledger.append([(kind, body)])
+    if kind == kinds.DERIVED:
+        assert not failing(session), "the law does not rest on it"
+        return
+    with pytest.raises(IntegrityError, match=r"restore it from a backup|say"):
+        audit_everything(session.workspace, None)
+
+
+@pytest.mark.parametrize("reason", ["lost", "stolen"])
+def test_a_key_that_nobody_endorsed_is_told(session: Session, reason: Any) -> None:
+    rotate(session.workspace)
+    name = "each signing key was endorsed by the one before"
+    (check,) = [check for check in audit_everything(session.workspace, None) if check.name == name]
+    assert check.outcome == "passed"
+    fact = rotate(session.workspace, reason)["from_fact"]
+    (check,) = [check for check in audit_everything(session.workspace, None) if check.name == name]
+    assert check.outcome == "not_checked"
+    assert f"declared {reason} at fact {fact}: nobody vouches" in check.detail
+
+
+def test_another_private_key_fails_an_audit_and_a_missing_one_does_not(session: Session) -> None:
+    file = session.workspace.path / "keys" / PRIVATE_FILE
+    file.write_bytes(private_pem(Ed25519PrivateKey.generate()))
+    assert failing(session) == ["the public key filed is the log's"]
+    file.unlink()
+    assert failing(session) == []
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "keys/old.key", "certificates/other.json"])
+def test_a_file_that_is_not_the_workspaces_fails_an_audit_by_name(session: Session, name: str) -> None:
+    (session.workspace.path / name).touch()
+    (check,) = [check for check in audit_everything(session.workspace, None) if check.outcome == "failed"]
+    assert name in check.detail

@@ -26,7 +26,8 @@ from orchestration.inline import InlineExecutor
 from shards import kinds
 from shards.digest import canonical_json, keyed
 from shards.errors import InputError
-from shards.keys import public_pem, read_signing_key
+from shards.keyfiles import read_signing_key
+from shards.keys import public_pem
 from shards.sparse import prove, tree_root
 from shards.workspace import Workspace
 from sisa import log

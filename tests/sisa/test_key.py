@@ -12,27 +12,20 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-import shards.keys
+import shards.keyfiles
 import sisa.key
 from shards import kinds
 from shards.digest import canonical_json
 from shards.errors import InputError, IntegrityError, StorageError
-from shards.keys import (
-    NEXT_FILE,
-    PRIVATE_FILE,
-    PUBLIC_FILE,
-    endorsed,
-    private_pem,
-    public_pem,
-    read_public_key,
-    read_root,
-    read_signing_key,
-)
+from shards.keyfiles import NEXT_FILE, PRIVATE_FILE, PUBLIC_FILE, private_pem, read_root, read_signing_key
+from shards.keys import endorsed, public_pem, read_public_key
 from shards.note import read_head, signed_by
+from shards.references import FILE as REFERENCES_FILE
 from shards.workspace import Workspace
 from sisa.certificate import _file, certificate_path, statement
 from sisa.document import envelope_digest, read_certificate
 from sisa.key import destroy, hand_out_tag_key, history, rotate
+from sisa.people import references
 from sisa.session import Session
 from sisa.signing import sign
 from sisa.verify import BOUND, ORIGIN
@@ -207,9 +200,9 @@ STAGES: dict[str, Callable[[pytest.MonkeyPatch, Session], None]] = {
     "once the next key is durable": lambda patch, _: _ends_after(patch, sisa.key, "write_next_key"),
     "before the log names it": lambda patch, s: _ends_after(patch, type(s.workspace.ledger), "append", before=True),
     "once the log names it": lambda patch, s: _ends_after(patch, type(s.workspace.ledger), "append"),
-    "once the public half is in place": lambda patch, _: _ends_after(patch, shards.keys, "replace_file"),
+    "once the public half is in place": lambda patch, _: _ends_after(patch, shards.keyfiles, "replace_file"),
     "before the next key's file goes": lambda patch, _: _ends_after(
-        patch, shards.keys, "discard_next_key", before=True
+        patch, shards.keyfiles, "discard_next_key", before=True
     ),
     "at the very end": lambda patch, _: _ends_after(patch, sisa.key, "promote_next_key"),
 }
@@ -369,3 +362,40 @@ def test_a_destruction_that_was_cut_off_is_finished_by_the_next(
     assert len(again.workspace.ledger.facts(kinds.END)) == 1
     assert not (again.workspace.path / "keys" / "root.key").exists()
     again.workspace.close()
+
+
+def test_a_theft_is_never_answered_by_finishing_an_older_rotation(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planned rotation was killed at its very end, so all went on with the key that is stolen later."""
+    with monkeypatch.context() as patch:
+        STAGES["before the next key's file goes"](patch, session)
+        with pytest.raises(Killed):
+            rotate(session.workspace)
+    forget(session, "r1")
+    stolen = public_key(session).read_text()
+    assert rotate(session.workspace, "stolen")["reason"] == "stolen"
+    assert public_key(session).read_text() != stolen
+    assert history(session.workspace)[-1]["reason"] == "stolen"
+    assert_lawful(session)
+
+
+def test_a_planned_rotation_that_only_left_a_file_behind_is_followed_by_another(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        STAGES["before the next key's file goes"](patch, session)
+        with pytest.raises(Killed):
+            rotate(session.workspace)
+    rotate(session.workspace)
+    assert [key["reason"] for key in history(session.workspace)] == ["first", "planned", "planned"]
+
+
+def test_the_end_of_a_namespace_takes_the_texts_behind_references_along(session: Session) -> None:
+    file = session.workspace.vault.root / REFERENCES_FILE
+    with session.driving():
+        references(session.workspace).put("requester", "Ada Example")
+    _emptied(session)
+    assert file.exists()
+    destroy(session.workspace)
+    assert not file.exists()

@@ -26,6 +26,7 @@ from shards.lineage import Checkpoint
 from shards.plan import SliceStep
 from shards.vault import StoredRecord
 from shards.workspace import Workspace
+from sisa import certificate
 from sisa import delete as deletion
 from sisa.certificate import certificate_path
 from sisa.ingest import Ingested, commit
@@ -179,6 +180,7 @@ def lawless(monkey: Monkey) -> None:
         return [judged("law", "all is well", [], "")]
 
     monkey.setattr(deletion, "check_law", agreeable)
+    monkey.setattr(certificate, "examine", lambda _: [])
 
 
 def forced(session: Session, plant: Planted, monkey: Monkey) -> Path:
@@ -191,7 +193,7 @@ def forced(session: Session, plant: Planted, monkey: Monkey) -> Path:
     return certificate_path(session.workspace, "req")
 
 
-@pytest.mark.parametrize("plant", [*FROM_THE_FILE, *WITH_THE_WORKSPACE])
+@pytest.mark.parametrize("plant", [*FROM_THE_FILE, *WITH_THE_WORKSPACE, a_root_that_still_has_it])
 def test_signing_refuses(session: Session, plant: Planted, monkeypatch: Monkey) -> None:
     plant(session, monkeypatch)
     with pytest.raises(LawViolationError):

@@ -5,15 +5,19 @@ from __future__ import annotations
 import base64
 import json
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shards.errors import IntegrityError
+from shards.ledger import Ledger
+from shards.references import References
 from sisa.delete import delete
 from sisa.export import export_records
-from sisa.people import KINDS, refer, references, told
+from sisa.hold import hold, lift, refuse
+from sisa.people import KINDS, check_texts, refer, references, told
 from sisa.retention import retire_requests
 from sisa.session import Session
 from tests.sisa.trained import assert_lawful, forget, reopened, trained
@@ -103,7 +107,7 @@ def test_retirement_forgets_what_nobody_else_said(session: Session) -> None:
 
 @pytest.mark.parametrize("elsewhere", ["hold", "lift", "refuse"])
 def test_retirement_keeps_what_a_hold_or_refusal_says(session: Session, elsewhere: str) -> None:
-    from sisa.hold import hold, holds, lift, refuse
+    from sisa.hold import holds
 
     who = {"requester": "Anna", "reason": "the same"}
     forget(session, "r1", request_id="one", who=who)
@@ -119,8 +123,6 @@ def test_retirement_keeps_what_a_hold_or_refusal_says(session: Session, elsewher
 
 
 def test_retirement_forgets_what_an_earlier_refusal_of_that_request_said(session: Session) -> None:
-    from sisa.hold import refuse
-
     refuse(session.workspace, ["r1"], [], "one", {"reason": "first refused"})
     forget(session, "r1", request_id="one")
     (fact,) = session.workspace.book.refusals()
@@ -128,3 +130,91 @@ def test_retirement_forgets_what_an_earlier_refusal_of_that_request_said(session
     assert "first refused" not in texts(session)
     assert not session.workspace.store.path(fact.body["object"]).exists()
     assert_lawful(session)
+
+
+class Killed(BaseException):
+    pass
+
+
+def gone(*_: Any, **__: Any) -> Any:
+    raise Killed
+
+
+def drive(session: Session) -> None:
+    """What every command does that writes."""
+    with session.driving():
+        pass
+
+
+def test_a_retirement_that_was_cut_off_leaves_no_text_behind(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(session, "r1", request_id="one", who=SAID)
+    forget(session, "r5", request_id="two", who={"requester": "Bob"})
+    with monkeypatch.context() as patch:
+        patch.setattr(References, "forget", gone)
+        with pytest.raises(Killed):
+            retire_requests(session.workspace, ["one"], "test")
+    assert "CANARY" in texts(session)
+    drive(session)
+    assert "CANARY" not in texts(session)
+    assert "Bob" in texts(session)
+    session.workspace.sweep()
+    assert_lawful(session)
+
+
+CUT_OFF: dict[str, Callable[[Session, Path], Any]] = {
+    "delete": lambda session, _: forget(session, "r1", who=SAID),
+    "hold": lambda session, _: hold(session.workspace, ["r1"], [], SAID),
+    "refuse": lambda session, _: refuse(session.workspace, ["r1"], [], None, SAID),
+    "export": lambda session, tmp: export_records(session, tmp / "out.jsonl", "CANARY recipient"),
+}
+
+
+@pytest.mark.parametrize("call", CUT_OFF)
+def test_a_text_that_was_kept_and_never_referred_to_goes_with_the_next_driver(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "append", gone)
+        with pytest.raises(Killed):
+            CUT_OFF[call](session, tmp_path)
+    assert "CANARY" in texts(session)
+    assert check_texts(session.workspace).outcome == "failed"
+    drive(session)
+    assert "CANARY" not in texts(session)
+    assert check_texts(session.workspace).outcome == "passed"
+
+
+def test_what_a_fact_in_force_names_outlives_every_driver(session: Session, tmp_path: Path) -> None:
+    """Of requests, refusals, holds, lifted ones too, and of recipients."""
+    made = hold(session.workspace, ["r9"], [], {"reason": "held"})
+    lift(session.workspace, made["hold_id"], {"reason": "lifted"})
+    refuse(session.workspace, ["r5"], [], None, {"reason": "refused"})
+    export_records(session, tmp_path / "out.jsonl", "recipient")
+    forget(session, "r1", who={"reason": "requested"})
+    before = texts(session)
+    drive(session)
+    assert texts(session) == before
+    assert all(said in before for said in ("held", "lifted", "refused", "recipient", "requested"))
+
+
+def test_no_file_of_texts_is_made_where_nothing_was_said(session: Session) -> None:
+    drive(session)
+    assert check_texts(session.workspace).outcome == "passed"
+    assert not (session.workspace.path / "vault" / "references.json").exists()
+
+
+def test_damaged_texts_hold_back_no_deletion_and_are_reported(session: Session) -> None:
+    forget(session, "r1", request_id="req", who=SAID)
+    path = session.workspace.path / "vault" / "references.json"
+    path.write_text(texts(session).replace("CANARY reason", "CANARY rea5on"))
+    damaged = texts(session)
+    forget(session, "r5")
+    assert texts(session) == damaged
+    assert check_texts(session.workspace).outcome == "failed"
+
+
+def test_texts_of_a_driver_at_work_are_not_judged(session: Session) -> None:
+    with session.driving():
+        refer(session.workspace, SAID)
+        assert check_texts(session.workspace).outcome == "not_checked"
+    assert check_texts(session.workspace).outcome == "failed"

@@ -65,7 +65,7 @@ def test_a_readmitted_record_is_a_new_version_and_that_is_logged(session: Sessio
     assert (taken.added, taken.readmitted, taken.tombstoned, taken.same_content) == (1, 1, 0, ())
     assert held(session)["r1"] == 2
     (fact,) = session.workspace.ledger.facts(kinds.READMISSION)
-    assert fact.body == {"tags": [session.workspace.tag("r1", 2).hex()]}
+    assert fact.body == {"records": 1}, "never which: a tag in the ledger could not be destroyed"
     assert audit_record(session.workspace, "r1")["present"]
     assert_lawful(session)
     assert_equals_fresh_run(session, TRAINER, tmp_path / "fresh")
@@ -77,7 +77,7 @@ def test_only_what_was_deleted_is_readmitted(session: Session, tmp_path: Path) -
     assert (taken.added, taken.unchanged, taken.readmitted) == (2, 1, 1)
     assert {record_id: held(session)[record_id] for record_id in ("r0", "r1", "r20")} == {"r0": 1, "r1": 2, "r20": 1}
     (fact,) = session.workspace.ledger.facts(kinds.READMISSION)
-    assert fact.body["tags"] == [session.workspace.tag("r1", 2).hex()]
+    assert fact.body == {"records": 1}
 
 
 def test_a_version_declared_in_the_file_is_logged_as_a_readmission_too(session: Session, tmp_path: Path) -> None:
@@ -87,7 +87,37 @@ def test_a_version_declared_in_the_file_is_logged_as_a_readmission_too(session: 
     new = rows(tmp_path / "new.jsonl", 20, version=2)
     assert retrain(session, declared, new).readmitted == 1
     (fact,) = session.workspace.ledger.facts(kinds.READMISSION)
-    assert fact.body["tags"] == [session.workspace.tag("r1", 2).hex()]
+    assert fact.body == {"records": 1}
+
+
+@pytest.mark.parametrize("version", [2, 3, 100])
+def test_no_version_of_a_deleted_record_comes_back_unlogged(session: Session, tmp_path: Path, version: int) -> None:
+    forget(session, "r1")
+    taken = retrain(session, rows(tmp_path / "again.jsonl", 1, version=version))
+    assert (taken.added, taken.readmitted, taken.same_content) == (1, 1, ())
+    assert held(session)["r1"] == version
+    (fact,) = session.workspace.ledger.facts(kinds.READMISSION)
+    assert fact.body == {"records": 1}
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_strict_refuses_a_later_version_that_is_not_named(session: Session, tmp_path: Path, version: int) -> None:
+    forget(session, "r1")
+    file = rows(tmp_path / "again.jsonl", 1, version=version)
+    before = session.workspace.ledger.head()
+    for readmit in ([], ["r2"]):
+        with pytest.raises(RecordError, match=rf"again\.jsonl.*'r1' was deleted; version {version}.*--readmit"):
+            ingest(session, file, strict=True, readmit=readmit)
+    assert session.workspace.ledger.head() == before
+    assert ingest(session, file, strict=True, readmit=["r1"]).readmitted == 1
+    assert held(session)["r1"] == version
+
+
+def test_strict_takes_in_a_later_version_of_what_was_never_deleted(session: Session, tmp_path: Path) -> None:
+    forget(session, "r1")
+    taken = ingest(session, rows(tmp_path / "new.jsonl", 20, version=3), strict=True)
+    assert (taken.added, taken.readmitted) == (1, 0)
+    assert not session.workspace.ledger.facts(kinds.READMISSION)
 
 
 def test_a_readmitted_record_is_deleted_again_like_any_other(session: Session, tmp_path: Path) -> None:

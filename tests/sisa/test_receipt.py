@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from shards import kinds
 from shards.digest import canonical_json
 from shards.errors import InputError, UnknownRecordError
-from shards.keys import read_signing_key
+from shards.keyfiles import read_signing_key
 from sisa.certificate import certificate_path
 from sisa.document import envelope_digest
 from sisa.key import rotate

@@ -14,7 +14,7 @@ from shards import kinds
 from shards.digest import parse_json
 from shards.errors import ConfigError, InputError, IntegrityError, SisaError
 from shards.ledger import Ledger
-from sisa.anchoring import NAME, anchored_requests, anchored_retirements, check_anchor, open_anchor
+from sisa.anchoring import NAME, anchored_requests, anchored_retirements, check_anchor, move_anchor, open_anchor
 from sisa.audit import audit_everything
 from sisa.certificate import certificate_path
 from sisa.export import export_records
@@ -63,6 +63,12 @@ def backup_of(session: Session, to: Path) -> Path:
 def with_anchor(session: Session, anchor: str | Path | None) -> Session:
     location = None if anchor is None else str(anchor)
     return replace(session, options=session.options.model_copy(update={"anchor": location}))
+
+
+def blinded(session: Session) -> Session:
+    """Somebody switched the anchor off, and said so."""
+    move_anchor(session.workspace, None)
+    return with_anchor(session, None)
 
 
 @pytest.fixture
@@ -120,8 +126,18 @@ def test_an_audit_of_an_older_state_fails(old_state: Session, anchor: Path) -> N
     assert "older state was restored" in outcomes[NAME].detail
 
 
-def test_without_an_anchor_rollback_is_reported_as_not_checked(old_state: Session) -> None:
+def test_an_anchor_dropped_from_the_configuration_is_missed(old_state: Session) -> None:
     blind = with_anchor(old_state, None)
+    (check,) = [check for check in audit_everything(blind.workspace, None) if check.name == NAME]
+    assert (check.outcome, "no anchor is configured" in check.detail) == ("failed", True)
+    before = old_state.workspace.ledger.head()
+    with pytest.raises(IntegrityError, match="no anchor is configured"):
+        forget(blind, "r2")
+    assert old_state.workspace.ledger.head() == before
+
+
+def test_without_an_anchor_rollback_is_reported_as_not_checked(old_state: Session) -> None:
+    blind = blinded(old_state)
     (check,) = [check for check in audit_everything(blind.workspace, None) if check.name == NAME]
     assert check.outcome == "not_checked"
     done = forget(blind, "r2")
@@ -137,7 +153,7 @@ def test_verification_against_an_older_state_fails(old_state: Session, anchor: P
     checks = {check.name: check for check in verify_against(document, old_state.workspace.path, anchor=str(anchor))}
     assert checks[NAME].outcome == "failed"
     checks = {check.name: check for check in verify_against(document, old_state.workspace.path)}
-    assert checks[NAME].outcome == "not_checked"
+    assert checks[NAME].outcome == "failed"
 
 
 def test_recovery_applies_every_later_deletion_again(old_state: Session, anchor: Path, tmp_path: Path) -> None:
@@ -216,7 +232,7 @@ def test_a_request_id_given_twice_loses_no_deletion(
     """Somebody switched the anchor off, and used a lost request's name for other records."""
     backup = backup_of(session, memory_path / "backup")
     forget(session, "r1", request_id="one")
-    blind = with_anchor(restored(session, backup), None)
+    blind = blinded(restored(session, backup))
     forget(blind, "r2", request_id="one")
     sighted = with_anchor(blind, anchor)
     (name,) = recovered(sighted).reapplied
@@ -338,7 +354,7 @@ def test_a_log_that_was_rewritten_is_noticed(session: Session, memory_path: Path
     """The backup went on without its anchor until it was as long as what was lost."""
     backup = backup_of(session, memory_path / "backup")
     forget(session, "r1", request_id="one")
-    blind = with_anchor(restored(session, backup), None)
+    blind = blinded(restored(session, backup))
     forget(blind, "r2", request_id="else")
     forget(blind, "r3", request_id="more")
     sighted = with_anchor(blind, anchor)
@@ -429,8 +445,8 @@ def test_the_first_use_of_an_anchor_can_be_cut_off_anywhere(
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, cut)
-        with pytest.raises(Killed), moved.driving():
-            pass
+        with pytest.raises(Killed):
+            move_anchor(moved.workspace, moved.options.anchor)
     forget(reopened(moved), "r1")
     again = reopened(moved)
     assert check_anchor(again.workspace, str(tmp_path / "new")).outcome == "passed"

@@ -10,13 +10,14 @@ import pytest
 
 from shards import kinds
 from shards.checks import Check
-from shards.errors import InputError, UnknownRecordError
+from shards.errors import HeldError, InputError, UnknownRecordError
 from shards.law import check_law
 from sisa.audit import audit_everything, audit_record
 from sisa.certificate import certificate_path
 from sisa.delete import unfinished_requests
 from sisa.document import read_certificate
-from sisa.hold import hold
+from sisa.hold import hold, lift, refuse
+from sisa.letter import letter
 from sisa.retention import list_tombstones, retire, retire_requests
 from sisa.session import Session
 from sisa.verify_workspace import verify_against
@@ -288,3 +289,68 @@ def test_holds_outlive_the_retirement_of_what_was_deleted_before(session: Sessio
     retire(session.workspace, 0)
     assert len(session.workspace.book.holds()) == 1
     assert_lawful(session)
+
+
+def test_a_version_that_came_back_is_destroyed_like_the_first(session: Session, tmp_path: Path) -> None:
+    forget(session, "r1", request_id="one")
+    retrain(session, rows(tmp_path / "again.jsonl", 1), readmit=["r1"])
+    forget(session, "r1", request_id="two")
+    assert retire(session.workspace, 0) == ["one", "two"]
+    assert naming(session, session.workspace.tag("r1", 1)) == naming(session, session.workspace.tag("r1", 2)) == []
+    assert_lawful(session)
+
+
+def test_retirement_destroys_the_refusals_of_what_was_deleted_and_no_other(session: Session) -> None:
+    """A refusal need not bear the request's name to be about the same record."""
+    tags = {name: session.workspace.tag(name) for name in ("r1", "r5")}
+    made = hold(session.workspace, ["r1"], [])
+    with pytest.raises(HeldError):
+        forget(session, "r1", who={"requester": "Anna CANARY"})
+    refuse(session.workspace, ["r5"], [], None, {"reason": "tax law"})
+    lift(session.workspace, made["hold_id"])
+    forget(session, "r1", request_id="req")
+    mine, other = session.workspace.book.refusals()
+    retire(session.workspace, 0)
+    assert naming(session, tags["r1"]) == []
+    assert not session.workspace.store.path(mine.body["object"]).exists()
+    assert session.workspace.store.intact(other.body["object"])
+    assert b"CANARY" not in b"".join(f.read_bytes() for f in session.workspace.path.rglob("*") if f.is_file())
+    with pytest.raises(InputError, match="retired"):
+        letter(session.workspace, mine.body["refusal_id"])
+    assert "tax law" in letter(session.workspace, other.body["refusal_id"])
+    assert_lawful(session)
+
+
+def test_what_was_destroyed_and_came_back_is_evidence_again(session: Session, tmp_path: Path) -> None:
+    """The same record in the same slice gives the same list of tags, which a retirement destroyed before."""
+    tag = session.workspace.tag("r1")
+    forget(session, "r1", request_id="one")
+    retire(session.workspace, 0)
+    (destroyed,) = session.workspace.ledger.facts(kinds.RETIRED)
+    retrain(session, rows(tmp_path / "again.jsonl", 1, generation=0))
+    again = {stored.checkpoint.seen for stored in session.workspace.book.checkpoints() if stored.live}
+    assert again & set(destroyed.body["objects"]), "the scene: one list of tags, destroyed and made again"
+    forget(session, "r1", request_id="two")
+    assert not again & session.workspace.book.destroyed_objects()
+    document = audit_record(session.workspace, "r1")
+    assert document["request_id"] == "two"
+    assert document["exposures"]
+    assert not any(exposure["live"] for exposure in document["exposures"])
+    assert naming(session, tag)
+    assert_lawful(session)
+    assert retire(session.workspace, 0) == ["two"]
+    assert again & session.workspace.book.destroyed_objects()
+    assert naming(session, tag) == []
+    assert not failing(session)
+
+
+def test_the_law_sees_what_came_back_after_its_retirement_and_is_served_on(session: Session, tmp_path: Path) -> None:
+    """Were its list still taken for a destroyed one, the checkpoint would be passed over."""
+    forget(session, "r1", request_id="one")
+    retire(session.workspace, 0)
+    retrain(session, rows(tmp_path / "again.jsonl", 1, generation=0))
+    manifest = session.workspace.book.manifest()
+    assert manifest is not None
+    forget(session, "r1", request_id="two")
+    session.workspace.ledger.append([(kinds.MANIFEST, manifest.to_json())])  # an operator who serves it all the same
+    assert "nothing served since acceptance saw a deleted record" in {check.name for check in failing(session)}

@@ -13,7 +13,8 @@ from securesystemslib.dsse import Envelope
 
 from shards.digest import parse_json
 from shards.errors import InputError, StorageError
-from shards.keys import PRIVATE_FILE, PUBLIC_FILE, create_signing_key, public_pem, read_public_key, read_signing_key
+from shards.keyfiles import PRIVATE_FILE, PUBLIC_FILE, create_signing_key, read_signing_key
+from shards.keys import public_pem, read_public_key
 from sisa.signing import PAYLOAD_TYPE, sign
 from sisa.signing import verify_signature as verified
 
