@@ -315,7 +315,8 @@ class Ledger:
             raise _broken(self.path, str(error)) from error
         except sqlite3.Error as error:
             # Malformed, no database, or another schema; the subclasses of the error are other troubles.
-            if type(error) is sqlite3.DatabaseError or error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+            code = getattr(error, "sqlite_errorcode", None)  # errors of Python's own have none
+            if type(error) is sqlite3.DatabaseError or code == sqlite3.SQLITE_ERROR:
                 raise _broken(self.path, str(error)) from error
             raise StorageError(
                 f"to read and append facts in {self.path}",
