@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -59,11 +59,13 @@ class Meter:
             lists = files.keys() <= {SEEN_FILE, LEAVES_FILE}
             return timed_put(store, files) if lists else plain_put(store, files)
 
+        root = cached_property(self._timed("trees", SliceStep.__dict__["root"].func))
+        root.__set_name__(SliceStep, "root")
         with ExitStack() as patches:
             for owner, name, replacement in (
                 (StoredRecord, "of", self._timed("commitments", StoredRecord.of)),
                 (Workspace, "recommit", self._timed("trees", Workspace.recommit)),
-                (SliceStep, "root", property(self._timed("trees", SliceStep.__dict__["root"].fget))),
+                (SliceStep, "root", root),
                 (Ledger, "append", self._timed("appends", Ledger.append)),
                 (Ledger, "check", self._timed("checks", Ledger.check)),
                 (Store, "put", put),

@@ -5,7 +5,7 @@ something the backup did not cover can tell; that is the anchor. This file store
 what a head says and which tombstones still count is for those who call it.
 
 LOCATION/LOG/head              the signed tree head last put
-LOCATION/LOG/requests/NAME     one file a request, put once
+LOCATION/LOG/requests/NAME     one file a request, put once; NAME.retired beside it, a mark that stays
 
 LOCATION is an absolute path, or the URI of any file system that pyarrow knows, such as
 ``s3://bucket/prefix?region=eu-central-1`` or, for another S3 service,

@@ -98,8 +98,12 @@ class Book:
         return facts[0]
 
     def signing_keys(self) -> list[Fact]:
-        """The facts that name a signing key, oldest first; each holds until the next."""
-        return self.ledger.facts(kinds.GENESIS, kinds.KEY)
+        """The facts that name a signing key, oldest first; each holds until the next.
+
+        Raises:
+            IntegrityError: if there is no genesis.
+        """
+        return [self.genesis(), *self.ledger.facts(kinds.KEY)]
 
     def pinned(self) -> Pinned | None:
         """The recipe pinned at the first ingest, if there was one."""
@@ -252,6 +256,11 @@ class Book:
     def certificates(self) -> dict[str, Fact]:
         """Certificate facts by request ID; the last one counts."""
         return dict(self._each(lambda fact: (str(fact.body["request_id"]), fact), kinds.CERTIFICATE))
+
+    def completed(self) -> dict[str, str]:
+        """When each request was first certified, by ID; a later certificate replaces the file and no more."""
+        named = self._each(lambda fact: (str(fact.body["request_id"]), fact.created), kinds.CERTIFICATE)
+        return dict(reversed(named))
 
     def issued(self, request_id: str) -> list[Fact]:
         """Every certificate ever issued for a request, oldest first."""

@@ -1,7 +1,10 @@
 """Canonical bytes and hashing: the only file that calls a hash function.
 
-Every hash is SHA-256 over a domain name and length-prefixed fields, so that no two different
-inputs share an encoding and no digest made for one purpose can stand in for another.
+Our own digests (``digest``, ``keyed``, ``derive`` and what is made of them) are over a domain name and
+length-prefixed fields, so that neither two lists of fields share an encoding nor a digest made for one
+purpose can stand in for another. A field is its bytes: text counts as UTF-8 and a number as its decimal
+digits, so 5 and "5" are one field. ``sha256``, ``bytes_digest``, ``file_digest`` (plain SHA-256) and
+``tree_leaf``, ``tree_node`` (RFC 6962) have the form that others fixed.
 """
 
 from __future__ import annotations

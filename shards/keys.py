@@ -79,7 +79,8 @@ def read_private(path: Path) -> bytes:
             mode = os.fstat(file.fileno()).st_mode & 0o777
             data = file.read()
     except OSError as error:
-        raise StorageError(f"the secret at {path}", f"{error.strerror}", "restore the keys directory") from error
+        remedy = "restore the keys directory; a signing key that is lost is replaced by `sisa key rotate --lost`"
+        raise StorageError(f"the secret at {path}", f"{error.strerror}", remedy) from error
     if mode & 0o077:
         raise InputError(
             f"{path} readable by its owner only (mode 0600)",

@@ -128,6 +128,8 @@ class Ledger:
             self._db.execute("PRAGMA journal_mode = TRUNCATE")
             self._db.execute("PRAGMA synchronous = EXTRA")
             self._db.execute("PRAGMA secure_delete = ON")
+            if not create and not self._db.execute("PRAGMA user_version").fetchone()[0]:
+                raise _broken(path, "an empty database")
             self._db.text_factory = lambda data: data.decode(errors="surrogateescape")  # damage is judged below
             migrate(self._db)
         if create:  # SQLite ignores a failed sync of the directory that holds a new journal

@@ -1,7 +1,8 @@
 """Keyed references: how the ledger names people and reasons without holding personal data.
 
 Who asked for a deletion, who allowed it, why, and who was given an export stand in the ledger as
-keyed digests. The text behind each lies in one private file of the vault, and dies there on demand.
+keyed digests. The text behind each lies in one private file of the vault, and dies there with the
+retirement of what names it, or with the namespace.
 Equal texts have equal references, and whoever holds the key can confirm a guess, even after the
 text was destroyed; without the key a reference tells nothing.
 """

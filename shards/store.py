@@ -40,6 +40,8 @@ class Store:
                 raise ValueError(f"{name!r} is not a plain file name")
         digest = files_digest({name: bytes_digest(data) for name, data in files.items()})
         if self.intact(digest):
+            with storage(f"store an object in {self.root}"):
+                fsync_directory(self.root)  # whoever put it may have been killed before it was durable
             return digest
         temporary = self.root / f"{TEMPORARY}{uuid.uuid4().hex}"
         with storage(f"store an object in {self.root}"):

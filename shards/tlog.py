@@ -58,29 +58,18 @@ class Peaks:
             node = tree_node(peak, node)
         return node
 
-    def copy(self) -> Peaks:
-        """An independent tree that begins as this one."""
-        return Peaks(self.peaks, self.size)
-
 
 def tree_hash(leaves: Sequence[bytes]) -> bytes:
     """The root hash over leaf hashes (RFC 6962, section 2.1)."""
     return _levels(leaves)[-1][0] if leaves else EMPTY_ROOT
 
 
-def inclusion_proof(leaves: Sequence[bytes], index: int, size: int | None = None) -> list[bytes]:
-    """The proof that leaf ``index`` is in the tree of the first ``size`` leaves, the leaf's sibling first.
-
-    Raises:
-        ValueError: if there is no such leaf or no such tree.
-    """
-    return inclusion_proofs(leaves, [index], size)[index]
-
-
 def inclusion_proofs(
     leaves: Sequence[bytes], indices: Iterable[int], size: int | None = None
 ) -> dict[int, list[bytes]]:
-    """The inclusion proof of each of ``indices``; the tree is hashed once for all of them.
+    """For each of ``indices``, the proof that this leaf is in the tree of the first ``size`` leaves.
+
+    A proof begins with the leaf's sibling. The tree is hashed once for all of them.
 
     Raises:
         ValueError: if there is no such leaf or no such tree.

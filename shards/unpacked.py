@@ -10,6 +10,7 @@ import binascii
 import bz2
 import gzip
 import lzma
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -175,13 +176,18 @@ def opener_of(head: bytes) -> Opener | None:
 SHORTEST_BASE64 = 40  # characters
 LONGEST_BASE64 = 16 << 20
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_"
-_FLAT = bytes(ord("x") if byte in _ALPHABET else ord(" ") for byte in range(256))
+_BREAKS = b"\r\n"
+_FLAT = bytes(ord("x") if byte in _ALPHABET + _BREAKS else ord(" ") for byte in range(256))
 _STANDARD = bytes.maketrans(b"-_", b"+/")
+_BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 
 @dataclass(slots=True)
 class Base64:
-    """Decodes the long base64 strings, plain or URL-safe, among bytes that come in chunks.
+    """Decodes the long base64 strings, plain or URL-safe, in one line or several, among bytes that come in chunks.
+
+    Letters of the alphabet may stand before a string, as in ``/a/<base64>`` or in a line above, and nothing
+    tells where it begins. So it is decoded from each of four places; one of them meets its groups of four.
 
     Attributes:
         reach: no more bytes than this are ever looked for in one piece; a string that is cut
@@ -199,9 +205,9 @@ class Base64:
         yield from _decoded(buffer[:open_from], flat[:open_from])
         self._rest = buffer[open_from:]
         if len(self._rest) > LONGEST_BASE64:
-            whole = len(self._rest) // 4 * 4
-            yield _decode(self._rest[:whole])
-            self._rest = self._rest[max(whole - 8 * self.reach, 0) :]
+            yield from _decodings(self._rest)
+            # With a line break after each letter a byte takes four.
+            self._rest = self._rest[max(len(self._rest) - 8 * self.reach, 0) :]
 
     def close(self) -> Iterator[bytes]:
         """There are no more bytes: what the last string says."""
@@ -213,10 +219,23 @@ def _decoded(buffer: bytes, flat: bytes) -> Iterator[bytes]:
     while start >= 0:
         end = flat.find(b" ", start)
         end = len(flat) if end < 0 else end
-        yield _decode(buffer[start:end])
+        yield from _decodings(buffer[start:end])
         start = flat.find(b"x" * SHORTEST_BASE64, end)
 
 
-def _decode(run: bytes) -> bytes:
-    run = run[: len(run) - (len(run) % 4 == 1)]  # one character alone stands for no byte
-    return binascii.a2b_base64(run.translate(_STANDARD) + b"=" * (-len(run) % 4))
+def _decodings(lines: bytes) -> Iterator[bytes]:
+    """What lines of letters may say: together, up to a blank line; and what is packed in one of them."""
+    for passage in _BLANK_LINE.split(lines):
+        letters = passage.translate(None, _BREAKS)
+        if len(letters) < SHORTEST_BASE64:
+            continue
+        for skipped in range(4):
+            yield _decode(letters[skipped:])
+        for line in passage.split()[1:]:  # the first begins the whole
+            if len(line) >= SHORTEST_BASE64 and opener_of(_decode(line[:SHORTEST_BASE64])):
+                yield _decode(line)
+
+
+def _decode(letters: bytes) -> bytes:
+    letters = letters[: len(letters) - (len(letters) % 4 == 1)]  # one character alone stands for no byte
+    return binascii.a2b_base64(letters.translate(_STANDARD) + b"=" * (-len(letters) % 4))

@@ -138,7 +138,7 @@ class Vault:
         """The records of a part, in tag order.
 
         Raises:
-            IntegrityError: if the file is missing or not the one the ledger names.
+            IntegrityError: if the file is missing, a link, or not the one the ledger names.
         """
         data = self._verified(part)
         if part.digest not in self._decoded:
@@ -149,7 +149,7 @@ class Vault:
         """Every tag held, and the part that holds it, without decoding content.
 
         Raises:
-            IntegrityError: if a file is missing or not the one the ledger names.
+            IntegrityError: if a file is missing, a link, or not the one the ledger names.
         """
         held: dict[bytes, Part] = {}
         for part in parts:
@@ -161,11 +161,11 @@ class Vault:
     def _verified(self, part: Part) -> bytes:
         path = self.root / part.file
         with storage(f"read {path}"):
-            data = path.read_bytes() if path.is_file() else None
+            data = path.read_bytes() if _is_plain(path) else None
         if data is None or bytes_digest(data) != part.digest:
             raise IntegrityError(
                 f"{path} with digest {part.digest}",
-                "no file" if data is None else "other bytes",
+                "a link" if path.is_symlink() else "no file" if data is None else "other bytes",
                 "restore this part of the vault from a backup",
             )
         return data
@@ -190,16 +190,21 @@ class Vault:
         return removed
 
     def damaged(self, parts: Iterable[Part]) -> list[str]:
-        """Names of parts that are missing or hold other bytes than the ledger says."""
+        """Names of parts that are missing, links, or hold other bytes than the ledger says."""
         return [
             part.file
             for part in parts
-            if not (self.root / part.file).is_file() or file_digest(self.root / part.file) != part.digest
+            if not _is_plain(self.root / part.file) or file_digest(self.root / part.file) != part.digest
         ]
 
     def size(self) -> int:
         """Bytes of all parts."""
         return sum(entry.stat().st_size for entry in self.root.iterdir())
+
+
+def _is_plain(path: Path) -> bool:
+    """A file and no link to one: to purge a link would leave what it leads to."""
+    return path.is_file() and not path.is_symlink()
 
 
 def vault_digest(records: Iterable[StoredRecord]) -> str:

@@ -38,6 +38,7 @@ from shards.vault import Part, StoredRecord, Vault, record_tag
 CONFIG_FILE = "sisa.yaml"
 SEEN_FILE = "tags"
 SCRATCH = "replay-"
+SCRATCH_ELSEWHERE = "sisa-replay-"  # in the temporary directory, where the workspace may not be written to
 LOCK_FILE = "lock"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _OWN = (CONFIG_FILE, "keys", "vault", "store", "certificates", LOCK_FILE)
@@ -303,7 +304,7 @@ class Workspace:
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 with storage(f"make a place for a replay in {self.path}"):
                     raise
-            directory = Path(tempfile.mkdtemp(prefix="sisa-replay-"))
+            directory = Path(tempfile.mkdtemp(prefix=SCRATCH_ELSEWHERE))
         try:
             with lock.exclusive(directory / LOCK_FILE):
                 yield directory

@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import ModulesToSaveWrapper
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from shards.digest import canonical_json
@@ -104,16 +105,15 @@ class Adapter:
         Raises:
             IntegrityError: if they are not exactly this adapter's tensors.
         """
-        tensors = load(weights)
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        wanted = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
-        if shapes != wanted:
-            odd = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
-            raise IntegrityError(
-                f"{len(wanted)} tensors of this recipe's adapter",
-                f"others, for instance {odd[0]}",
-                "run `sisa audit --all`",
-            )
+        wanted = _forms(self._tensors())
+        try:
+            tensors = load(weights)
+        except SafetensorError as error:
+            raise _others(wanted, f"no safetensors file: {error}") from error
+        found = _forms(tensors)
+        if found != wanted:
+            odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+            raise _others(wanted, f"others, for instance {odd[0]}")
         set_peft_model_state_dict(self.model, tensors, adapter_name=_NAME)
 
     def dump(self) -> bytes:
@@ -136,6 +136,18 @@ class Adapter:
             self.model, adapter_name=_NAME, save_embedding_layers=False
         )
         return tensors
+
+
+_Forms = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def _forms(tensors: dict[str, torch.Tensor]) -> _Forms:
+    """Shape and type of each; PEFT would convert another type without a word."""
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _others(wanted: _Forms, found: str) -> IntegrityError:
+    return IntegrityError(f"{len(wanted)} tensors of this recipe's adapter", found, "run `sisa audit --all`")
 
 
 def check_recipe(recipe: Recipe, base_model: str) -> None:

@@ -35,7 +35,8 @@ def head_weights(session: Session) -> list[bytes]:
     served = session.workspace.book.served()
     if not served:
         raise InputError("a trained shard", "none is served", "run `sisa train` first")
-    return [session.workspace.store.get(checkpoint.files)[WEIGHTS_FILE] for _, checkpoint in served]
+    # An object that has no such file has no weights, whatever else lies in it: loading nothing is refused.
+    return [session.workspace.store.get(checkpoint.files).get(WEIGHTS_FILE, b"") for _, checkpoint in served]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from shards import kinds
 from shards.anchor import Anchor, inside
 from shards.checks import Check, judged, unchecked
 from shards.digest import bytes_digest, canonical_json, parse_json
-from shards.errors import ConfigError, IntegrityError, SisaError
+from shards.errors import ConfigError, IntegrityError, SisaError, StorageError
 from shards.fact import Fact
 from shards.keys import read_public_key
 from shards.note import TreeHead, read_head, signed_by
@@ -22,6 +22,8 @@ from shards.tlog import tree_hash
 from shards.workspace import Workspace
 
 _MARK = ".retired"
+RESTORED = "an older state was restored"
+UNSIGNED = "the anchored head is not signed by a key of this log"
 NAME = "the ledger is not older than its anchor"
 
 
@@ -36,15 +38,15 @@ def open_anchor(workspace: Workspace, location: str) -> Anchor:
     return Anchor(location, workspace.book.genesis().body["log"])
 
 
-def anchored_head(anchor: Anchor) -> TreeHead | None:
-    """The head last anchored.
+def anchored_head(anchor: Anchor) -> tuple[str, TreeHead] | None:
+    """The head last anchored: as it was signed, and what it says.
 
     Raises:
         IntegrityError: if what lies there is no tree head.
     """
     note = anchor.head()
     try:
-        return None if note is None else read_head(note)
+        return None if note is None else (note, read_head(note))
     except ValueError as error:
         raise IntegrityError("a signed tree head in the anchor", str(error), "see docs/backups.md") from error
 
@@ -61,24 +63,25 @@ def rollback(workspace: Workspace, location: str | None) -> str:
     not mounted looks like a new place, and so does another spelling of it.
     """
     anchor = None if location is None else open_anchor(workspace, location)
-    note, head = (None, None) if anchor is None else (anchor.head(), anchored_head(anchor))
-    if note is None or head is None:
+    anchored = None if anchor is None else anchored_head(anchor)
+    if anchored is None:
         lost = (
             "the anchor is empty, and was not when it was last used"
             if anchor
             else "the log has one, and no anchor is configured"
         )
         return lost if workspace.book.anchored_in() is not None else ""
+    note, head = anchored
     leaves = workspace.ledger.leaves()
     keys = [read_public_key(fact.body["public_key"].encode()) for fact in workspace.book.signing_keys()]
     if foreign(workspace, head):
         return f"the anchor belongs to another log, {head.origin}"
     if len(leaves) < head.size:
-        return f"the ledger has {len(leaves)} facts, the anchored head covers {head.size}: an older state was restored"
+        return f"the ledger has {len(leaves)} facts, the anchored head covers {head.size}: {RESTORED}"
     if tree_hash(leaves[: head.size]) != head.root:
         return f"the first {head.size} facts are not those that were anchored: history was rewritten"
     if not any(signed_by(note, key) for key in keys):
-        return "the anchored head is not signed by a key of this log"
+        return UNSIGNED
     return ""
 
 
@@ -97,7 +100,9 @@ def refuse_rollback(workspace: Workspace, location: str | None) -> None:
         raise IntegrityError(
             "a ledger that goes on from its anchor" + (f" in {location}" if location else ""),
             problem,
-            "see docs/backups.md; `sisa recover` applies all later deletions again",
+            "`sisa recover` applies all later deletions again; see docs/backups.md"
+            if problem.endswith(RESTORED)
+            else "see docs/backups.md, When the anchor is the problem",
         )
 
 
@@ -106,6 +111,8 @@ def check_anchor(workspace: Workspace, location: str | None) -> Check:
     try:
         problem = rollback(workspace, location)
         damaged = [] if location is None or problem else _damaged(workspace, open_anchor(workspace, location))
+    except StorageError as error:
+        return unchecked("law", NAME, f"{error.expected}: {error.found}")
     except SisaError as error:
         return judged("law", NAME, [f"{error.expected}: {error.found}"], "")
     if location is None and not problem:
@@ -114,15 +121,15 @@ def check_anchor(workspace: Workspace, location: str | None) -> Check:
 
 
 def _damaged(workspace: Workspace, anchor: Anchor) -> list[str]:
-    """Anchored requests that are not what the ledger says; those that it does not know must be readable."""
+    """Anchored requests that are not what the ledger says, or gone; those that it does not know must be readable."""
     anchored_requests(anchor)
     anchored_retirements(anchor)
-    known = anchor.requests()
-    documents = _documents(workspace)
+    known, head = anchor.requests(), anchored_head(anchor)
+    told = {_name(fact) for fact, _ in workspace.book.requests() if head and fact.seq <= head[1].size}
     return [
-        f"the anchored request in {name} is damaged"
-        for name in documents
-        if known.get(name, documents[name]) != documents[name]
+        f"the anchored request in {name} is {'damaged' if name in known else 'gone'}"
+        for name, document in _documents(workspace).items()
+        if known.get(name) != document and (name in known or name in told)
     ]
 
 

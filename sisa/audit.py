@@ -28,7 +28,7 @@ from sisa.anchoring import NAME as ANCHORED
 from sisa.anchoring import check_anchor
 from sisa.certificate import is_intact
 from sisa.config import Settings
-from sisa.people import references
+from sisa.people import check_texts
 
 
 def audit_record(workspace: Workspace, record_id: str) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def audit_everything(workspace: Workspace, anchor: str | None) -> list[Check]:
             *law,
             check_anchor(workspace, anchor),
             _certified(workspace),
-            _referred(workspace),
+            check_texts(workspace),
             _key(workspace),
             _endorsed(workspace),
             _foreign(workspace),
@@ -222,25 +222,15 @@ def audit_everything(workspace: Workspace, anchor: str | None) -> list[Check]:
 
 def _certified(workspace: Workspace) -> Check:
     """Every certificate lies there as it was signed and logged."""
+    done = workspace.book.certificates()
     problems = [
         f"the certificate of request {request.request_id} is missing or altered (`sisa train` issues it again)"
         for _, request in workspace.book.requests()
-        if request.request_id in workspace.book.certificates()
+        if request.request_id in done
         and not request.retired
-        and not is_intact(workspace, request.request_id, workspace.book.certificates()[request.request_id])
+        and not is_intact(workspace, request.request_id, done[request.request_id])
     ]
-    name = "every certificate is the one that was logged"
-    return judged("law", name, problems, f"{len(workspace.book.certificates())} certificates")
-
-
-def _referred(workspace: Workspace) -> Check:
-    """The file of texts behind references is intact."""
-    name = "the texts behind references are those that were referred to"
-    try:
-        references(workspace).text("")  # reading any reads and checks all
-    except IntegrityError as error:
-        return judged("law", name, [f"expected {error.expected}, found {error.found}"], "")
-    return judged("law", name, [], "one private file of the vault")
+    return judged("law", "every certificate is the one that was logged", problems, f"{len(done)} certificates")
 
 
 def _key(workspace: Workspace) -> Check:
@@ -282,7 +272,7 @@ def _foreign(workspace: Workspace) -> Check:
 
 
 def audit_residue(workspace: Workspace, settings: Settings, files: Sequence[Path]) -> list[Check]:
-    """Search everything stored here, and Ray's directories, for the caller's copy of deleted records.
+    """Search what is stored here, in Ray's directories and by killed replays for the caller's deleted records.
 
     Registered data files outside the workspace are searched too; what they hold is the operator's
     to clean, and fails nothing.
@@ -297,15 +287,15 @@ def audit_residue(workspace: Workspace, settings: Settings, files: Sequence[Path
         RecordError: if it cannot be read, or holds a record that is not deleted.
     """
     from shards.needles import needles
-    from sisa.residue import data_check, ray_directories, residue_checks, scan
+    from sisa.residue import data_check, ray_directories, replay_directories, residue_checks, scan
 
-    roots = [workspace.path, *ray_directories()]
+    roots = [workspace.path, *ray_directories(), *replay_directories()]
     for file in files:
         if _lies_in(file, roots):
             raise InputError(
                 "your copy of the deleted records outside of what is searched",
                 f"{file}, which is searched and would itself be a residue",
-                "move it out of the workspace and of Ray's directories",
+                "move it out of the workspace, of Ray's directories and of what replays left",
             )
     recipe = settings.recipe
     incoming = read_records(files, recipe.task, columns=settings.options.columns, labels=recipe.labels or None)

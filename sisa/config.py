@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from shards.digest import canonical_json, digest
 from shards.errors import ConfigError
@@ -115,9 +115,19 @@ class RunOptions(_Section):
         description="directory or bucket outside the workspace for tree heads and tombstones; null: rollback unnoticed",
     )
     backup_days: int | None = Field(
-        default=None, ge=0, description="days after which every backup of this workspace is gone; null: not declared"
+        default=None,
+        ge=0,
+        le=36_500,
+        description="days after which every backup of this workspace is gone; needs anchor; null: not declared",
     )
     max_new_tokens: int = Field(default=64, ge=1, description="longest answer that predict generates")
+
+    @field_validator("backup_days")
+    @classmethod
+    def _noticed(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("anchor") is None:
+            raise ValueError("needs anchor: without it a restored backup would go unnoticed")
+        return value
 
     @field_validator("data", mode="before")
     @classmethod

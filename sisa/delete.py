@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.executor import Executor, SliceTrainer
-from orchestration.reconcile import Reconciled, purge, reconcile, served
+from orchestration.reconcile import Reconciled, purge, reconcile, restart_foreign, served
 from shards import kinds
 from shards.deletion import DELETED, NOT_PRESENT, DeletionRequest, subject_tag, tombstones
 from shards.errors import InputError, LawViolationError, OperationError, UnknownRecordError
@@ -35,6 +35,7 @@ from sisa.certificate import certificate_path, is_intact, issue
 from sisa.hold import refuse_held
 from sisa.people import NOBODY, refer
 from sisa.session import Report, Session, silent
+from sisa.wording import named, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,9 @@ class Deleted:
         labels_gone: labels that no surviving record has any more; they stay in the recipe.
         certificate: where the signed certificate lies; None for a dry run.
         seconds: from call to certificate.
+        earlier: requests made before that cover some of what was asked for → when each was completed; None
+            if it was not yet.
+        registered_files: of ``sisa.yaml``, if this call deleted or went on deleting: they may still hold it.
     """
 
     request_id: str | None
@@ -60,6 +64,8 @@ class Deleted:
     labels_gone: tuple[str, ...]
     certificate: Path | None
     seconds: float
+    earlier: Mapping[str, str | None]
+    registered_files: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The ``delete`` JSON document."""
@@ -72,6 +78,8 @@ class Deleted:
             "labels_gone": list(self.labels_gone),
             "certificate": None if self.certificate is None else str(self.certificate),
             "seconds": round(self.seconds, 3),
+            "earlier": dict(self.earlier),
+            "registered_files": list(self.registered_files),
         }
 
 
@@ -110,8 +118,8 @@ def delete(
         subjects: all records of these subjects.
         request_id: the caller's name for the request; made up if None.
         dry_run: only compute the impact.
-        ignore_missing: leave out IDs and subjects that were never held; the certificate says that
-            they are not present.
+        ignore_missing: leave out IDs and subjects that were never held; the certificate says that the
+            IDs are not present.
         who: texts for requester, authoriser, reason and basis; the ledger keeps keyed references.
         executor, trainer: in place of those that the configuration names.
         report: told of every step that ends.
@@ -131,6 +139,7 @@ def delete(
         target = _look_up(session, ids, subjects, ignore_missing)
         labels_gone = _labels_gone(session.workspace, target.records)
         impact = planned_impact(session.workspace, target.records).to_json()
+        earlier = _completed(session.workspace, target.earlier)
     else:
         with session.driving():
             session.refuse_other_recipe()
@@ -138,18 +147,18 @@ def delete(
             target = _as_repeated(session.workspace, request_id, target, who)
             labels_gone = _labels_gone(session.workspace, target.records)
             covering += target.earlier
+            earlier = _completed(session.workspace, target.earlier)
             refuse_held(session.workspace, target.records, request_id, who)
             if target.records or target.absent:
                 references = refer(session.workspace, who)
                 covering.append(accept(session, target.records, target.subjects, target.absent, request_id, references))
-                session.anchor()
             if any(request in covering for request in unfinished_requests(session.workspace)):
                 done = finish_requests(session, executor, trainer, report)
                 if any(request in covering for request in unfinished_requests(session.workspace)):
                     done.raise_errors()
-        # Nothing is covered only if all was missing and that was to be ignored.
-        impact = covering[-1].impact if covering else difference(Plan("", ()), Plan("", ()), frozenset()).to_json()
+        impact = covering[-1].impact
     request = covering[-1].request_id if covering else None
+    deleting = any(one.tags for one in covering if earlier.get(one.request_id) is None)
     return Deleted(
         request_id=request,
         requests=tuple(request.request_id for request in covering),
@@ -159,7 +168,16 @@ def delete(
         labels_gone=labels_gone,
         certificate=certificate_path(session.workspace, request) if request is not None else None,
         seconds=time.monotonic() - started,
+        earlier=earlier,
+        registered_files=session.options.data if deleting else (),
     )
+
+
+def _completed(workspace: Workspace, requests: Sequence[DeletionRequest]) -> dict[str, str | None]:
+    """When each request was completed; None for one that nobody completed, or whose certificate was lost."""
+    unfinished = unfinished_requests(workspace) if requests else []
+    done = workspace.book.completed()
+    return {one.request_id: None if one in unfinished else done[one.request_id] for one in requests}
 
 
 def _labels_gone(workspace: Workspace, records: Sequence[StoredRecord]) -> tuple[str, ...]:
@@ -179,8 +197,7 @@ def _look_up(session: Session, ids: Sequence[str], subjects: Sequence[str], igno
     hit: dict[str, StoredRecord] = {}
     earlier: dict[str, DeletionRequest] = {}
     known: list[str] = []
-    missing: list[str] = []
-    absent: list[str] = []
+    missing: dict[str, str] = {}  # ID → tag
     for record_id in dict.fromkeys(ids):
         before = covered.get(workspace.tag(record_id).hex())
         if record_id in by_id:
@@ -188,32 +205,38 @@ def _look_up(session: Session, ids: Sequence[str], subjects: Sequence[str], igno
         elif before is not None:
             earlier[before.request_id] = before
         else:
-            missing.append(record_id)
-            absent.append(workspace.tag(record_id).hex())
+            missing[record_id] = workspace.tag(record_id).hex()
             continue
         known.append(record_id)
     tags = {subject: subject_tag(workspace.keys, namespace, subject).hex() for subject in subjects}
+    unknown: list[str] = []
     for subject, tag in tags.items():
         owned = {stored.record.id: stored for stored in survivors if stored.record.subject == subject}
         done = [request for _, request in workspace.book.requests() if tag in request.subjects]
         if not owned and not done:
-            missing.append(subject)
+            unknown.append(subject)
         hit |= owned
         earlier |= {request.request_id: request for request in done}
         known += owned
-    if missing and not ignore_missing:
+    if (missing or unknown) and not ignore_missing:
         raise UnknownRecordError(
             f"IDs and subjects that {workspace.path} holds or held",
-            f"never held: {', '.join(map(repr, missing))}",
+            f"never held: {named([*missing, *unknown])}",
             "correct them, or leave them out with --ignore-missing; nothing was deleted",
+        )
+    if not (hit or earlier or missing):
+        raise UnknownRecordError(
+            "an ID, or a subject that is or was held",
+            f"subjects never held: {named(unknown)}",
+            "correct them; that somebody is not present can be certified of IDs only",
         )
     return _Target(
         records=tuple(hit.values()),
         earlier=tuple(earlier.values()),
         ids=tuple(dict.fromkeys(known)),
-        missing=tuple(missing),
-        subjects=tuple(tag for subject, tag in tags.items() if subject not in missing),
-        absent=tuple(absent),
+        missing=(*missing, *unknown),
+        subjects=tuple(tag for subject, tag in tags.items() if subject not in unknown),
+        absent=tuple(missing.values()),
     )
 
 
@@ -224,7 +247,9 @@ def _as_repeated(workspace: Workspace, request_id: str | None, target: _Target, 
     if request_id is None:
         return target
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", request_id):
-        raise InputError("a request ID of up to 128 letters, digits, '-', '_', '.'", repr(request_id), "choose another")
+        raise InputError(
+            "a request ID of up to 128 letters, digits, '-', '_', '.'", quoted(request_id), "choose another"
+        )
     found = workspace.book.request(request_id)
     if found is None:
         return target
@@ -332,12 +357,18 @@ def unfinished_requests(workspace: Workspace) -> list[DeletionRequest]:
 
 
 def finish_requests(
-    session: Session, executor: Executor | None, trainer: SliceTrainer | None, report: Report
+    session: Session,
+    executor: Executor | None,
+    trainer: SliceTrainer | None,
+    report: Report,
+    *,
+    restart_shards: bool = False,
 ) -> Reconciled:
     """Forget, relearn and certify for every accepted request, and train what else is missing.
 
     The caller drives the workspace. A request is certified once all shards it hit are whole again;
-    what another shard's failure holds back is in the result's ``errors``.
+    what another shard's failure holds back is in the result's ``errors``. Shards are restarted after
+    the forgetting: what a request made fall is purged in its name, and nothing else is.
 
     Raises:
         OperationError: if the trainer cannot be had; forgetting is done by then.
@@ -347,6 +378,7 @@ def finish_requests(
     pending = unfinished_requests(workspace)
     if pending:
         _forget(workspace, pending)
+        session.anchor()  # not before: forgetting waits for nothing outside
     try:
         trainer = trainer or session.trainer()
     except InputError as error:
@@ -354,6 +386,8 @@ def finish_requests(
             raise
         remedy = f"{error.remedy}; then run `sisa train`. The records are forgotten already"
         raise OperationError(error.expected, error.found, remedy) from error
+    if restart_shards:
+        restart_foreign(workspace, trainer.environment())
     reconciled = reconcile(workspace, executor or session.executor(), trainer, report)
     workspace.sweep()  # a worker that died in this run may have left something
     complete = _relearnt(workspace, pending)
@@ -367,8 +401,14 @@ def finish_requests(
                 failed[0].detail,
                 "nothing was certified; run `sisa audit --all` and report this",
             )
+        refused: list[LawViolationError] = []
         for request in complete:
-            issue(workspace, request, law)
+            try:
+                issue(workspace, request, law)
+            except LawViolationError as error:  # that one's alone
+                refused.append(error)
+        if refused:
+            raise refused[0]
     return reconciled
 
 
@@ -392,12 +432,13 @@ def _forget(workspace: Workspace, pending: Sequence[DeletionRequest]) -> None:
     held = workspace.vault.tags(workspace.book.parts())
     hit = {part.file: part for tag, part in held.items() if tag in forgotten}
     if hit:
+        erased = {tag.hex() for tag in held if tag in forgotten}
         added = [new for part in hit.values() for new in workspace.vault.rewrite_without(part, forgotten)]
         erasure = {
             "added": [part.to_json() for part in added],
             "removed": sorted(hit),
             "digests": sorted(part.digest for part in hit.values()),
-            "requests": [request.request_id for request in pending if request.tags],
+            "requests": [request.request_id for request in pending if erased & set(request.tombstones)],
             "method": "rewrite and unlink",
         }
         workspace.ledger.append([(kinds.ERASURE, erasure), *workspace.recommit(workspace.plan())])

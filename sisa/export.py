@@ -9,7 +9,7 @@ from typing import Any
 
 from shards import kinds
 from shards.digest import keyed
-from shards.errors import InputError
+from shards.errors import InputError, OperationError
 from shards.files import replace_file
 from shards.manifest import Head
 from shards.workspace import Workspace
@@ -18,15 +18,17 @@ from sisa.session import Session
 
 
 def outside(workspace: Workspace, file: Path) -> Path:
-    """Where to write what is handed out, resolved: the workspace holds nothing that no fact names.
+    """Where to write what leaves the workspace, resolved: in it lies nothing that no fact names.
 
     Raises:
-        InputError: if it lies in the workspace, where no deletion would reach it.
+        InputError: if it lies in the workspace, where no deletion would reach it, or no file can be there.
     """
     file = file.resolve()
+    if file.is_dir() or not file.parent.is_dir():
+        raise InputError("a file in a directory that exists", str(file), "choose another place")
     if file.is_relative_to(workspace.path.resolve()):
         raise InputError(
-            "a file outside the workspace", str(file), "what is handed out may hold records; choose another place"
+            "a file outside the workspace", str(file), "what is handed out is not the workspace's; choose another place"
         )
     return file
 
@@ -49,6 +51,21 @@ def export_records(session: Session, file: Path, recipient: str = "") -> int:
         register_derived(session, "records", data, (), recipient)
         replace_file(file, data, private=True)
     return len(records)
+
+
+def hand_out(session: Session, file: Path, kind: str, data: bytes, parents: Sequence[Head]) -> None:
+    """Write what was made from served heads, and record that it left the workspace.
+
+    Raises:
+        OperationError: if other heads are served by now: a deletion may have come in between.
+        LockedError: if another live process drives the workspace.
+    """
+    file = outside(session.workspace, file)
+    with session.driving():
+        if list(parents) != [head for head, _ in session.workspace.book.served()]:
+            raise OperationError("the same heads served throughout", "a swap meanwhile", "run the same command again")
+        register_derived(session, kind, data, parents)
+        replace_file(file, data, private=True)
 
 
 def register_derived(session: Session, kind: str, data: bytes, parents: Sequence[Head], recipient: str = "") -> None:

@@ -98,7 +98,13 @@ def refuse(
         tags=tuple(sorted(workspace.tag(record_id).hex() for record_id in ids)),
         subjects=tuple(sorted(_subject_tag(workspace, subject) for subject in subjects)),
     )
-    return _record_refusal(workspace, targets, request_id, (), who)
+    before = _refused_before(workspace, targets, request_id, ())
+    taken = workspace.book.request(request_id or "") or [
+        fact for fact in workspace.book.refusals() if request_id is not None and fact.body["request_id"] == request_id
+    ]
+    if taken and before is None:
+        raise InputError("a new request ID, or the same refusal again", repr(request_id), "choose another --request-id")
+    return before or _record_refusal(workspace, targets, request_id, (), who)
 
 
 def refuse_held(
@@ -117,13 +123,29 @@ def refuse_held(
     if not covering:
         return
     targets = Targets(tags=tuple(sorted(stored.tag.hex() for stored in records)))
-    refusal = _record_refusal(workspace, targets, request_id, tuple(covering), who)
+    refusal = _refused_before(workspace, targets, request_id, tuple(covering)) or _record_refusal(
+        workspace, targets, request_id, tuple(covering), who
+    )
     found = ", ".join(f"{hold_id} covers {count} of {len(records)}" for hold_id, count in covering.items())
     raise HeldError(
         "no legal hold on the records to be deleted",
         f"{found}; refusal {refusal['refusal_id']} is recorded and nothing was deleted",
         "leave these records out, or lift the hold with `sisa hold --lift ID` and ask again",
     )
+
+
+def _refused_before(
+    workspace: Workspace, targets: Targets, request_id: str | None, covering: tuple[str, ...]
+) -> dict[str, Any] | None:
+    """The refusal of the same request, which was asked again under the same holds."""
+    destroyed = workspace.book.destroyed_objects()
+    for fact in workspace.book.refusals():
+        asked = fact.body["request_id"], tuple(fact.body["holds"])
+        if request_id is not None and asked == (request_id, covering) and fact.body["object"] not in destroyed:
+            before = Targets.from_files(workspace.store.get(fact.body["object"]))
+            if (before.tags, before.subjects) == (targets.tags, targets.subjects):
+                return {name: fact.body[name] for name in ("refusal_id", "request_id", "holds")}
+    return None
 
 
 def _record_refusal(

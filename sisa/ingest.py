@@ -26,7 +26,7 @@ class Ingested:
 
     Attributes:
         added: taken in.
-        unchanged: held already with the same content.
+        unchanged: held already with the same content, under this or a later version.
         tombstoned: left out because they were deleted.
         truncated: taken in, and longer than the recipe's sequence length.
         files_missing: registered files that are not there (any more).
@@ -64,7 +64,8 @@ def ingest(
         strict: refuse tombstoned records instead of leaving them out, later versions of them that
             ``readmit`` does not name, and contents that were deleted under another ID instead of
             reporting them.
-        readmit: IDs of deleted records to be taken in again, as new versions.
+        readmit: IDs of deleted records to be taken in again, as new versions; each must be in ``data``. One
+            that is held (again) is left as it is, so that a call that was cut off can be repeated.
         trainer: examines each record, in place of the one that the configuration names.
 
     Raises:
@@ -92,21 +93,24 @@ def take_in(
 
     new: list[StoredRecord] = []
     places: list[str] = []
-    problems: list[str] = []
+    missed = sorted(set(readmit) - {item.record.id for item in read})
+    problems = [f"no line has the ID {record_id!r} that --readmit names" for record_id in missed]
     unchanged = tombstoned = 0
     for item in incoming:
         tag = record_tag(workspace.keys, recipe.namespace, item.record.id, item.record.version)
-        if tag in forgotten:
+        before = held.get(item.record.id)
+        difference = "" if before is None else _difference(item, before.record)
+        if before is not None and not difference:
+            unchanged += 1
+        elif tag in forgotten:
             tombstoned += 1
             if strict:
                 problems.append(f"{item.where}: ID {item.record.id!r} was deleted and may not return (--strict)")
-        elif item.record.id in held:
-            unchanged += 1
-            difference = _difference(item, held[item.record.id].record)
-            if difference:
-                problems.append(
-                    f"{item.where}: ID {item.record.id!r} is held with another {difference}; see `sisa update`"
-                )
+        elif before is not None:
+            problems.append(
+                f"{item.where}: ID {item.record.id!r} is held with another {difference}; to replace it, "
+                "`sisa delete` it and take this one in with --readmit"
+            )
         else:
             record = item.record if item.declared else replace(item.record, generation=generation)
             fit = trainer.examine(record)
@@ -132,7 +136,7 @@ def take_in(
         raise RecordError(
             "records that can all be taken in",
             listed(problems),
-            "mend the lines named; nothing was ingested",
+            "mend what is named; nothing was ingested",
         )
     truncated = sum(stored.truncated for stored in new)
     readmitted = sum(_returns(session, stored.record, forgotten) for stored in new)
@@ -169,11 +173,14 @@ def _registered(session: Session) -> tuple[list[Path], tuple[str, ...]]:
 
 
 def _difference(item: Incoming, held: Record) -> str:
-    """The first attribute in which an incoming record differs from the held one, or nothing."""
-    for name in ("content", "subject", "risk", "version", *(["generation"] if item.declared else [])):
+    """The first attribute in which an incoming record differs from the held one, or nothing.
+
+    An earlier version is no difference: the file of a record that was readmitted still has the deleted one.
+    """
+    for name in ("content", "subject", "risk", *(["generation"] if item.declared else [])):
         if getattr(item.record, name) != getattr(held, name):
             return name
-    return ""
+    return "version" if item.record.version > held.version else ""
 
 
 def commit(session: Session, new: Sequence[StoredRecord], ingested: Ingested) -> None:

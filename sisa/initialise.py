@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import ConfigError, InputError
-from shards.files import TEMPORARY, storage
+from shards.files import TEMPORARY, fsync_directory, storage
 from shards.keyfiles import create_root, create_signing_key, read_root
 from shards.records import read_records
 from shards.workspace import CONFIG_FILE, Workspace
@@ -65,6 +65,7 @@ def initialise(
             if directory.exists():
                 directory.rmdir()
             building.rename(directory)
+            fsync_directory(directory.parent)
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return settings

@@ -30,6 +30,7 @@ from shards.keys import endorsed, public_pem
 from shards.references import FILE as REFERENCES_FILE
 from shards.workspace import Workspace
 from sisa.delete import unfinished_requests
+from sisa.export import outside
 
 Reason = Literal["planned", "lost", "stolen"]
 
@@ -103,14 +104,12 @@ def history(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def hand_out_tag_key(workspace: Workspace, file: Path) -> None:
-    """Write the tag key for an auditor, who can make tags of IDs anew with it and nothing else.
+    """Write the tag key for an auditor: it makes the tags of records, subjects and holds anew, and nothing else.
 
     Raises:
         InputError: if the file would lie in the workspace.
     """
-    if file.resolve().is_relative_to(workspace.path):
-        raise InputError("a file outside the workspace", str(file), "the key is the auditor's; choose another place")
-    replace_file(file, workspace.keys.tag.hex().encode() + b"\n", private=True)
+    replace_file(outside(workspace, file), workspace.keys.tag.hex().encode() + b"\n", private=True)
 
 
 def destroy(workspace: Workspace) -> None:

@@ -26,7 +26,7 @@ def sealed_size(certificate: Path) -> int:
     try:
         document = read_certificate(read_limited(certificate))
         return read_head(document.sealed.proof.head if document.sealed else "").size
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"a deletion certificate in {certificate}", str(error), "check the path") from error
 
 
@@ -38,7 +38,7 @@ def extension(workspace: Workspace, old: int, new: int | None = None) -> dict[st
         inclusion proof.
 
     Raises:
-        InputError: if the log never had a head of that size.
+        InputError: unless 0 < ``old`` <= ``new`` <= the log's size.
     """
     size = read_head(workspace.ledger.head()).size if new is None else new
     if not 0 < old <= size <= read_head(workspace.ledger.head()).size:

@@ -9,7 +9,7 @@ from shards import kinds, lock
 from shards.checks import Check, judged, unchecked
 from shards.errors import IntegrityError
 from shards.references import FILE, References
-from shards.workspace import Workspace
+from shards.workspace import LOCK_FILE, Workspace
 
 # What may be said of a request; each is personal or confidential, so the ledger holds references.
 KINDS = ("requester", "authoriser", "reason", "basis")
@@ -34,7 +34,7 @@ def told(workspace: Workspace, referred: Mapping[str, str]) -> dict[str, str]:
 
 
 def forget_unnamed(workspace: Workspace) -> None:
-    """Destroy the texts that no fact in force names: of retired requests, or of a call that was cut off.
+    """Destroy the texts that no fact in force names: of what was retired, or of a call that was cut off.
 
     Args:
         workspace: whose caller drives it.
@@ -54,10 +54,22 @@ def check_texts(workspace: Workspace) -> Check:
         unnamed = _unnamed(workspace)
     except IntegrityError as error:
         return judged("law", name, [f"expected {error.expected}, found {error.found}"], "")
-    if unnamed and lock.held(workspace.path / "lock"):
+    if unnamed and lock.held(workspace.path / LOCK_FILE):
         return unchecked("law", name, "a live process is writing")
     problems = [f"no fact in force names the text of {one[:12]} (run `sisa train` to sweep)" for one in sorted(unnamed)]
     return judged("law", name, problems, "one private file of the vault")
+
+
+def recipients(workspace: Workspace) -> dict[str, str]:
+    """Reference of each recipient → when something was last handed to them; without those retired since."""
+    last: dict[str, str] = {}
+    for fact in workspace.ledger.facts(kinds.DERIVED, kinds.RETIRED):
+        if fact.kind == kinds.RETIRED:
+            for name in fact.body["objects"]:
+                last.pop(name, None)
+        elif "recipient" in fact.body:
+            last[fact.body["recipient"]] = fact.created
+    return last
 
 
 def _unnamed(workspace: Workspace) -> frozenset[str]:
@@ -66,11 +78,11 @@ def _unnamed(workspace: Workspace) -> frozenset[str]:
 
 
 def _named(workspace: Workspace) -> frozenset[str]:
-    """References by facts in force; holds, lifted or not, and recipients keep theirs for the record."""
+    """References by facts in force: a lifted hold, a refusal and a recipient are until a retention rule ends them."""
     book = workspace.book
     retired, destroyed = book.retired(), book.destroyed_objects()
     facts = [fact for fact in workspace.ledger.facts(kinds.REQUEST) if fact.body["request_id"] not in retired]
     facts += [fact for fact in book.refusals() if fact.body["object"] not in destroyed]
-    facts += workspace.ledger.facts(kinds.HOLD, kinds.RELEASE)
-    recipients = {fact.body["recipient"] for fact in book.derived() if "recipient" in fact.body}
-    return frozenset(recipients.union(*(fact.body["references"].values() for fact in facts)))
+    ended = {fact.body["hold_id"] for fact in workspace.ledger.facts(kinds.HOLD) if fact.body["object"] in destroyed}
+    facts += [fact for fact in workspace.ledger.facts(kinds.HOLD, kinds.RELEASE) if fact.body["hold_id"] not in ended]
+    return frozenset(recipients(workspace)).union(*(fact.body["references"].values() for fact in facts))

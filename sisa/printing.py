@@ -14,6 +14,7 @@ from rich.table import Table
 
 from shards.checks import Check, report
 from shards.errors import SisaError
+from sisa.wording import counted, plain, quoted
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
@@ -25,46 +26,70 @@ def print_json(document: dict[str, Any]) -> None:
     click.echo(json.dumps(document, ensure_ascii=False, indent=1))
 
 
+def _shown(text: str) -> str:
+    """A text from outside: neither markup, nor anything that steers the terminal."""
+    return escape(plain(text))
+
+
 def print_ingested(counts: dict[str, Any]) -> None:
     """What an ingest took in and left out."""
     out.print(
-        f"Took in {counts['added']} records; {counts['unchanged']} held already, {counts['tombstoned']} deleted "
-        f"earlier and left out, {counts['truncated']} longer than max_length and cut."
+        f"Took in {counted(counts['added'], 'record')}; {counts['unchanged']} held already, "
+        f"{counts['tombstoned']} deleted earlier and left out, {counts['truncated']} longer than max_length and cut."
     )
     for where in counts["same_content"]:
-        out.print(f"[yellow]the same content was deleted under another ID:[/] {escape(where)}; taken in")
+        out.print(f"[yellow]the same content was deleted under another ID:[/] {_shown(where)}; taken in")
     if counts["readmitted"]:
-        out.print(f"{counts['readmitted']} deleted records taken in again as new versions (--readmit)")
+        out.print(f"{counted(counts['readmitted'], 'deleted record')} taken in again (--readmit)")
     for file in counts["files_missing"]:
-        out.print(f"[yellow]registered in sisa.yaml and not there:[/] {escape(file)}")
+        out.print(f"[yellow]registered in sisa.yaml and not there:[/] {_shown(file)}")
 
 
 def print_deleted(document: dict[str, Any], *, dry_run: bool) -> None:
-    """The impact of a deletion, and its certificate."""
-    share = document["impact"]["retrained_share"]
+    """The impact of a deletion, and its certificate; of what was deleted before, only when."""
+    seconds, repeated = document["seconds"], document["earlier"].get(document["request_id"]) is not None
+    if not repeated and document["impact"]["shards"]:
+        _print_impact(document)
+    for missing in document["missing"]:
+        out.print(f"[yellow]never held, left out:[/] {escape(quoted(missing))}")
+    for label in document["labels_gone"]:
+        out.print(f"[yellow]last record of label[/] {_shown(label)}: its name stays in the recipe")
+    if dry_run:
+        for request, completed in document["earlier"].items():
+            state = f"completed on {completed[:10]}" if completed else "not completed yet"
+            out.print(f"Deleted already: request {request}, {state}.")
+        out.print("Dry run: nothing was changed.")
+        return
+    for request in document["requests"]:
+        completed = document["earlier"].get(request)
+        state = f"was already completed on {completed[:10]}" if completed else f"is completed in {seconds:.1f} s"
+        out.print(f"Request {request} {state}.")
+    out.print(f"Certificate: [bold]{_shown(document['certificate'])}[/]")
+    if document["registered_files"]:
+        files = _shown(", ".join(document["registered_files"]))
+        out.print(
+            f"Registered files may still hold it: {files} "
+            "(delete it there too; deleted records are left out at the next ingest)"
+        )
+
+
+def _print_impact(document: dict[str, Any]) -> None:
+    """The table of shards, and what share of the training they are."""
     table = Table("shard", "first hit slice", "checkpoints to purge", "steps to retrain", box=None, pad_edge=False)
     for shard in document["impact"]["shards"]:
         table.add_row(
             *(str(shard[key]) for key in ("shard", "first_slice")), str(len(shard["purged"])), str(shard["steps"])
         )
-    out.print(f"{len(document['ids'])} record(s), {share:.1%} of the original training to repeat:")
+    share = document["impact"]["retrained_share"]
+    out.print(f"{counted(len(document['ids']), 'record')}, {share:.1%} of the original training to repeat:")
     out.print(table)
-    for missing in document["missing"]:
-        out.print(f"[yellow]never held, left out:[/] {escape(repr(missing))}")
-    for label in document["labels_gone"]:
-        out.print(f"[yellow]last record of label[/] {escape(label)}: its name stays in the recipe")
-    if dry_run:
-        out.print("Dry run: nothing was changed.")
-    elif document["certificate"]:
-        out.print(f"Request {document['request_id']} is completed in {document['seconds']:.1f} s.")
-        out.print(f"Certificate: [bold]{escape(document['certificate'])}[/]")
 
 
 def print_checks(checks: Sequence[Check]) -> None:
     """Every check on a line of its own, and how many came out how."""
     for check in checks:
         outcome = f"[{_STYLES[check.outcome]}]{check.outcome.replace('_', ' '):<11}[/]"
-        out.print(f"{outcome} {check.level:<3} {check.name}: {escape(check.detail)}")
+        out.print(f"{outcome} {check.level:<3} {check.name}: {_shown(check.detail)}")
     counts = report(checks)
     out.print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['not_checked']} not checked")
 
@@ -80,8 +105,8 @@ def show_checks(checks: Sequence[Check], *, as_json: bool) -> None:
 def print_record(document: dict[str, Any]) -> None:
     """Where a record is, and what saw it."""
     state = "present" if document["present"] else "deleted" if document["deleted"] else "never held"
-    place = f"shard {document['shard']}, slice {document['slice']}"
-    out.print(f"Record [bold]{escape(document['id'])}[/]: {state}, {place}")
+    place = "" if document["shard"] is None else f", shard {document['shard']}, slice {document['slice']}"
+    out.print(f"Record [bold]{_shown(document['id'])}[/]: {state}{place}")
     out.print(f"tag {document['tag']}")
     table = Table("checkpoint", "slice", "state", "epochs", "created", "purged", box=None, pad_edge=False)
     for seen in document["exposures"]:
@@ -91,14 +116,19 @@ def print_record(document: dict[str, Any]) -> None:
         table.add_row(seen["checkpoint"][:16], str(seen["slice"]), state, epochs, *times)
     out.print(table if document["exposures"] else "No checkpoint ever saw it.")
     if document["unknown"]:
-        out.print(f"[yellow]not known of {len(document['unknown'])} checkpoints:[/] the list of what they saw is lost")
-    out.print(f"served in manifests {document['manifests']}; derived artefacts: {len(document['derived'])}")
+        checkpoints = counted(len(document["unknown"]), "checkpoint")
+        out.print(f"[yellow]not known of {checkpoints}:[/] the list of what was seen is lost")
+    if document["manifests"]:
+        manifests = counted(len(document["manifests"]), "manifest")
+        out.print(f"served in {manifests}: {', '.join(map(str, document['manifests']))}")
+    if document["derived"]:
+        out.print(f"{counted(len(document['derived']), 'derived artefact')} handed out (see --json)")
 
 
 def print_status(document: dict[str, Any]) -> None:
     """Shards, slices, heads and requests."""
     out.print(
-        f"{document['records']} records, manifest {document['manifest_generation']} "
+        f"{counted(document['records'], 'record')}, manifest {document['manifest_generation']} "
         f"({(document['manifest_digest'] or 'nothing served')[:16]}), {document['storage_bytes'] / 2**20:.1f} MiB"
     )
     table = Table("shard", "records", "slices (records)", "head", "tensors", box=None, pad_edge=False)
@@ -112,17 +142,19 @@ def print_status(document: dict[str, Any]) -> None:
         table.add_row(str(shard["shard"]), str(shard["records"]), slices, *served)
     out.print(table)
     for request in document["requests"]:
-        what = f"{request['state']}, {request['records']} record(s), accepted {request['accepted'][:19]}"
+        what = f"{request['state']}, {counted(request['records'], 'record')}, accepted {request['accepted'][:19]}"
         out.print(f"request {request['request_id']}: {what}")
     if document["holds"] or document["refusals"]:
-        out.print(f"{len(document['holds'])} legal hold(s) in force, {document['refusals']} refusal(s) on record")
-    anchored = escape(document["anchor"]) if document["anchor"] else "[yellow]nowhere[/] (see docs/backups.md)"
-    out.print(f"log of {document['log']['facts']} facts, anchored in {anchored}")
+        holds, refusals = counted(len(document["holds"]), "legal hold"), counted(document["refusals"], "refusal")
+        out.print(f"{holds} in force, {refusals} on record")
+    anchor = document["anchor"]
+    anchored = f"anchored in {_shown(anchor)}" if anchor else "[yellow]not anchored[/] (see docs/backups.md)"
+    out.print(f"log of {counted(document['log']['facts'], 'fact')}, {anchored}")
 
 
 def print_document(document: dict[str, Any]) -> None:
-    """A document that is read as JSON by people too."""
-    out.print_json(json.dumps(document))
+    """A document that is read as JSON by people too; ``--json`` prints it as it is."""
+    out.print_json(plain(json.dumps(document, ensure_ascii=False)))
 
 
 def print_error(error: SisaError) -> None:

@@ -21,6 +21,7 @@ from sisa.certificate import log_section
 from sisa.document import RECEIPT_TYPE, STATEMENT_TYPE, envelope_digest
 from sisa.session import Session
 from sisa.signing import sign
+from sisa.wording import quoted
 
 
 def receipt(session: Session, record_id: str) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def receipt(session: Session, record_id: str) -> dict[str, Any]:
     with session.driving():
         stored = next((one for one in workspace.survivors() if one.record.id == record_id), None)
         if stored is None:
-            raise UnknownRecordError("an ID that is held now", repr(record_id), "see `sisa audit --id`")
+            raise UnknownRecordError("an ID that is held now", quoted(record_id), "see `sisa audit --id`")
         place = workspace.layout().place(stored.record)
         logged = [
             (fact, made)

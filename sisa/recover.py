@@ -20,7 +20,15 @@ from shards.fact import Fact
 from shards.note import read_head
 from shards.targets import Targets
 from shards.workspace import Workspace
-from sisa.anchoring import anchored_requests, anchored_retirements, foreign, open_anchor, rollback
+from sisa.anchoring import (
+    UNSIGNED,
+    anchored_head,
+    anchored_requests,
+    anchored_retirements,
+    foreign,
+    open_anchor,
+    rollback,
+)
 from sisa.delete import apply, finish_requests, unfinished_requests
 from sisa.retention import retire_requests
 from sisa.session import Report, Session, silent
@@ -72,19 +80,24 @@ def recover(
         raise InputError("an anchor to recover from", "none in sisa.yaml", "set anchor, or see docs/backups.md")
     with workspace.driving():
         anchor = open_anchor(workspace, location)
-        note = anchor.head()
-        if note is None:
+        anchored = anchored_head(anchor)
+        if anchored is None:
             raise InputError(
                 f"this log's anchor in {location}",
                 "nothing of this log",
                 "mount or reach the place this workspace was anchored in, and set anchor to it",
             )
+        note, head = anchored
         problem = rollback(workspace, location)
-        if foreign(workspace, read_head(note)):
+        if foreign(workspace, head):
             raise InputError("this log's anchor", problem, "set anchor to the place this workspace was anchored in")
+        if problem == UNSIGNED:
+            raise IntegrityError(
+                "an anchored head that goes on to this ledger's", problem, "somebody else wrote it: see docs/backups.md"
+            )
         size, retirements = read_head(workspace.ledger.head()).size, anchored_retirements(anchor)
         known = {request.object for _, request in workspace.book.requests()}
-        reapplied = _reapply(workspace, anchor, note, retirements.keys() | known) if problem else ()
+        reapplied = _reapply(workspace, anchor, note, retirements.keys() | known) if problem else _begun(workspace)
         session.anchor()
         if unfinished_requests(workspace):
             finish_requests(session, executor, trainer, report).raise_errors()
@@ -94,11 +107,18 @@ def recover(
         retire_requests(workspace, retired, "destroyed before the backup was restored")
         session.anchor()
     return Recovered(
-        lost=max(0, read_head(note).size - size) if problem else 0,
+        lost=max(0, head.size - size) if problem else 0,
         reapplied=reapplied,
         retired=retired,
         irrecoverable=tuple(name for made, name in retirements.items() if problem and made not in known),
     )
+
+
+def _begun(workspace: Workspace) -> tuple[str, ...]:
+    """IDs of the requests that a recovery which was cut off accepted again."""
+    open_ones = {request.request_id for request in unfinished_requests(workspace)}
+    named = [str(name) for fact in workspace.ledger.facts(kinds.RESTORE) for name in fact.body["requests"]]
+    return tuple(name for name in named if name in open_ones)
 
 
 def _reapply(workspace: Workspace, anchor: Anchor, note: str, known: Set[str]) -> tuple[str, ...]:

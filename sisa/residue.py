@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
+from shards import lock
 from shards.bytesearch import Stream, find
 from shards.checks import Check, unchecked
 from shards.errors import StorageError
 from shards.needles import Needle, What, patterns_of
 from shards.records import listed
 from shards.unpacked import BROKEN, HEAD, Base64, chunks, opener_of
+from shards.workspace import LOCK_FILE, SCRATCH_ELSEWHERE
 
 LARGEST_INNER = 64 << 20  # bytes; an archive inside an archive is held in memory
 DEEPEST = 2  # a file is 0, what is packed in it 1, what is packed in that 2
@@ -202,7 +205,7 @@ def _open_regular(path: str, flags: int) -> int:
     return descriptor
 
 
-# -- where Ray keeps things --------------------------------------------------------------------
+# -- where things lie outside the workspace --------------------------------------------------------------------
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - read, never written
 _TEMPORARY = "/tmp"  # noqa: S108 - Ray's choice
@@ -218,6 +221,22 @@ def ray_directories() -> list[Path]:
     return [path for path in (*sessions, *sorted(_SHARED_MEMORY.glob("plasma*"))) if path.exists()]
 
 
+def replay_directories() -> list[Path]:
+    """What killed replays of workspaces that may only be read left in this process's temporary directory.
+
+    A live replay holds its directory's lock and removes the directory itself.
+    """
+    left = sorted(Path(tempfile.gettempdir()).glob(f"{SCRATCH_ELSEWHERE}*"))
+    return [path for path in left if not _in_use(path)]
+
+
+def _in_use(directory: Path) -> bool:
+    try:
+        return lock.held(directory / LOCK_FILE)
+    except StorageError:  # another user's, which the search will say it could not read
+        return False
+
+
 # -- what it means -----------------------------------------------------------------------------
 
 LEVEL = "residue"
@@ -225,6 +244,9 @@ _SHOWN: Mapping[What, str] = {"id": "ID", "text": "text", "tokens": "tokenised f
 OUT_OF_REACH: Mapping[str, str] = {
     "copies and backups kept elsewhere": "only files under the directories named can be searched",
     "outputs, exports and certificates given out": "whoever has them must be told",
+    "a Ray cluster with its own temporary directory": "started with --temp-dir; look there yourself, in its logs too",
+    "weights of a replay killed on a read-only view": "sisa-replay-* in its temporary directory, which you may remove; "
+    "this process's own is searched, but weights hold neither text nor ID",
     "other machines, their Ray directories and worker logs": "run the scan there too",
     "freed blocks of disks, swap and memory of live processes": "below the file system, where no file names them",
     "what weights have learnt": "shown by the law and by a replay, not by searching",

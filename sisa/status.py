@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from shards.deletion import DeletionRequest
 from shards.layout import ShardLayout
 from shards.lineage import Checkpoint
 from shards.manifest import Head
 from shards.note import read_head
 from shards.plan import make_plan
 from shards.workspace import Workspace
+from sisa.delete import unfinished_requests
 from sisa.session import Session
 
 
 def status(session: Session) -> dict[str, Any]:
-    """The ``status`` JSON document."""
+    """The ``status`` JSON document.
+
+    A request's state is ``accepted`` (not certified yet), ``completed``, ``uncertified`` (its certificate
+    was lost or altered since; ``sisa train`` issues it again) or ``retired``.
+    """
     workspace = session.workspace
     layout = ShardLayout.of_recipe(session.recipe.to_json(), workspace.keys.placement)
     survivors = workspace.survivors()
     plan = make_plan(survivors, layout, session.recipe.digest)
     manifest = workspace.book.manifest()
     live = workspace.book.live()
-    done = workspace.book.certificates()
+    completed = workspace.book.completed()
+    unfinished = {request.request_id for request in unfinished_requests(workspace)}
     heads = {head.shard: (head, checkpoint) for head, checkpoint in workspace.book.served()}
     shards = [
         {
@@ -44,10 +51,10 @@ def status(session: Session) -> dict[str, Any]:
         "requests": [
             {
                 "request_id": request.request_id,
-                "state": "completed" if request.request_id in done else "accepted",
+                "state": _state(request, request.request_id in completed, request.request_id in unfinished),
                 "records": len(request.tags),
                 "accepted": fact.created,
-                "completed": done[request.request_id].created if request.request_id in done else None,
+                "completed": completed.get(request.request_id),
             }
             for fact, request in workspace.book.requests()
         ],
@@ -57,6 +64,14 @@ def status(session: Session) -> dict[str, Any]:
         "anchor": session.options.anchor,
         "storage_bytes": workspace.store.size() + workspace.vault.size() + workspace.ledger.path.stat().st_size,
     }
+
+
+def _state(request: DeletionRequest, certified: bool, unfinished: bool) -> str:
+    if request.retired:
+        return "retired"
+    if unfinished:
+        return "uncertified" if certified else "accepted"
+    return "completed"
 
 
 def _described(workspace: Workspace, head: Head, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.executor import Executor, SliceTrainer
-from orchestration.reconcile import Reconciled, restart_foreign
+from orchestration.reconcile import Reconciled
 from sisa.delete import finish_requests
 from sisa.ingest import Ingested, take_in
 from sisa.session import Report, Session, silent
@@ -77,8 +77,6 @@ def train(
         session.workspace.sweep()
         ingested = take_in(session, data, trainer, strict=strict, readmit=readmit)
         session.workspace.pinned()
-        if restart_shards:
-            restart_foreign(session.workspace, trainer.environment())
-        reconciled = finish_requests(session, executor, trainer, report)
+        reconciled = finish_requests(session, executor, trainer, report, restart_shards=restart_shards)
     reconciled.raise_errors()
     return Trained(ingested, reconciled)

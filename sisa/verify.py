@@ -84,7 +84,7 @@ def verify(certificate: Path, evidence: Evidence) -> tuple[Document | None, list
         document = read_certificate(data)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return None, [judged("V0", SHAPE, [f"{type(error).__name__}: {error}"], "")]
-    pinned = [read_public_key(read_limited(path)) for path in evidence.public_keys]
+    pinned = [_pinned(path) for path in evidence.public_keys]
     checks = [judged("V0", SHAPE, [], f"{document.predicate['statement']}, {len(data)} bytes")]
     asked = _asked(
         lambda: _signed(document, pinned),
@@ -130,6 +130,8 @@ def _readers(what: str) -> Iterator[None]:
     """What cannot be read inside is a file of the reader's, and no fault of the certificate's."""
     try:
         yield
+    except InputError:  # said already
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(what, f"{type(error).__name__}: {error}", "check the path") from error
 
@@ -165,6 +167,13 @@ def _keys_in_force(facts: Iterable[Fact], pinned: Sequence[Ed25519PublicKey]) ->
         vouched = vouched or (last is not None and _endorses(last, named[0].body["log"], fact))
         keys.append((fact.seq, key if vouched else None))
     return keys
+
+
+def _pinned(path: Path) -> Ed25519PublicKey:
+    try:
+        return read_public_key(read_limited(path))
+    except InputError as error:
+        raise InputError(f"{error.expected} in {path}", error.found, error.remedy) from error
 
 
 def _stated_key(pem: str) -> Ed25519PublicKey:
@@ -410,13 +419,17 @@ def _fresh(document: Document, evidence: Evidence, pinned: Sequence[Ed25519Publi
     if evidence.extension is None and later.size != seal.size:
         return unchecked("V1", FRESH, f"{later.size} facts then, {seal.size} here: give --extension F")
     with _readers(f"what `sisa log extension` printed, in {evidence.extension}"):
-        extension = parse_json(read_limited(evidence.extension)) if evidence.extension else {}
-        facts = [LoggedFact.from_json(fact) for fact in extension.get("facts", ())]
-        consistency = read_hashes(extension.get("consistency", []))
+        nothing: dict[str, Any] = {"consistency": [], "facts": []}
+        extension = parse_json(read_limited(evidence.extension)) if evidence.extension else nothing
+        facts = [LoggedFact.from_json(fact) for fact in extension["facts"]]
+        consistency = read_hashes(extension["consistency"])
         keys = _keys_in_force((logged.fact for logged in (*document.facts(), *facts)), pinned)
     problems = _heads_signed(seal.origin, [(note, later)], keys)
     if not verify_consistency(seal.size, seal.root, later.size, later.root, consistency):
-        problems.append(f"tree head {later.size} does not go on from tree head {seal.size}: another history")
+        problems.append(
+            f"tree head {later.size} does not go on from tree head {seal.size}: another history"
+            + (", or an extension for other heads" if evidence.extension else "")
+        )
     problems += [
         f"fact {logged.fact.seq} is not in the log"
         for logged in facts
@@ -502,6 +515,7 @@ def _bound(document: Document, evidence: Evidence, pinned: Sequence[Ed25519Publi
         with _readers(f"an ingestion receipt, as `sisa receipt` writes it, in {evidence.receipt}"):
             return _bound_by_receipt(document, read_receipt(data), pinned)
     if evidence.tag_key is not None:
+        read_limited(evidence.tag_key)  # the reader's own file: missing is their mistake
         return _bound_by_key(document, read_secret(evidence.tag_key), evidence.record_id or "")
     return unchecked("V2", BOUND, "needs an ingestion receipt (--receipt F) or the tag key (--tag-key F --id ID)")
 

@@ -7,7 +7,7 @@ since, tensors are hashed on disk, the law is asked, and shards are trained anew
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,11 @@ from sisa.certificate import statement
 from sisa.document import Document
 
 READABLE = "certificate and workspace can be read"
+# The two levels that only training anew can answer.
+REPLAYS = {
+    "V3": "the hit shards, trained anew, give the same bits",
+    "V4": "every shard, trained anew, gives the same bits",
+}
 
 ReplayScope = Literal["affected", "full"]
 Replayer = Callable[[Workspace, list[int], str], list[Check]]
@@ -54,12 +59,21 @@ def verify_against(
     try:
         checks = _guarded(lambda: _compared(workspace, document, anchor))
         if replay is None or replayer is None:
-            checks.append(unchecked("V3", "the training, run anew, gives the same bits", "no --replay asked for"))
-        elif not any(check.name == READABLE for check in checks):
-            checks += _replayed(workspace, document.predicate, replay, replayer)
+            return checks + _no_replay("no --replay asked for")
+        if any(check.name == READABLE for check in checks):
+            return checks + _no_replay("what to replay cannot be read")
+        return checks + _replays(workspace, document.predicate, replay, replayer)
     finally:
         workspace.close()
-    return checks
+
+
+def not_compared(reason: str) -> list[Check]:
+    """What is reported of the levels that need a workspace when none was asked, and why it was not."""
+    return [unchecked("V2", "the workspace is as certified", reason), *_no_replay(reason)]
+
+
+def _no_replay(reason: str) -> list[Check]:
+    return [unchecked(level, name, reason) for level, name in REPLAYS.items()]
 
 
 def _guarded(ask: Callable[[], list[Check]]) -> list[Check]:
@@ -225,19 +239,48 @@ def _records(workspace: Workspace) -> Check:
     return judged("V2", name, problems, f"{len(served)} heads, {len(steps)} steps")
 
 
-def _replayed(workspace: Workspace, predicate: dict[str, Any], scope: ReplayScope, replayer: Replayer) -> list[Check]:
-    """Train shards anew: those that the ledger says the request hit, or every shard there is."""
+def _replays(workspace: Workspace, predicate: dict[str, Any], scope: ReplayScope, replayer: Replayer) -> list[Check]:
+    """Train shards anew: those that the ledger says the request hit, or every shard there is.
+
+    What is trained anew is today's; where that is not what was certified any more, it says nothing of it.
+    """
     level = "V3" if scope == "affected" else "V4"
-    name = "the training, run anew, gives the same bits"
-    hit = [
-        shard["shard"]
-        for _, request in workspace.book.requests()
-        if request.request_id == predicate["request"]["id"]
-        for shard in request.impact["shards"]
-    ]
+    hit: list[int] = []
     try:
-        everything = [chain.shard for chain in workspace.plan().chains]
-        checks = replayer(workspace, hit if scope == "affected" else everything, level)
+        found = workspace.book.request(predicate["request"]["id"])
+        hit = [shard["shard"] for shard in found[1].impact["shards"]] if found is not None else []
+        shards = hit if scope == "affected" else [chain.shard for chain in workspace.plan().chains]
+        later = _superseded(workspace, predicate, level, shards)
+        left = [shard for shard in shards if shard not in later]
+        checks = [*later.values(), *(replayer(workspace, left, level) if left else [])]
     except IntegrityError as error:  # the other answers stand
-        return [judged(level, name, [f"expected {error.expected}, found {error.found}"], "")]
-    return checks or [judged(level, name, ["no shard to replay"], "")]
+        checks = [judged(level, REPLAYS[level], [f"expected {error.expected}, found {error.found}"], "")]
+    if scope == "affected":
+        checks = checks or [unchecked("V3", REPLAYS["V3"], "the request hit no shard")]
+        return [*checks, unchecked("V4", REPLAYS["V4"], "no --replay full asked for")]
+    return [_affected(hit, checks), *checks]
+
+
+def _superseded(workspace: Workspace, predicate: dict[str, Any], level: str, shards: Iterable[int]) -> dict[int, Check]:
+    """Shards whose certified head is none of today's steps, or was certified with other tensors than are stored."""
+    steps, live = workspace.plan().steps(), workspace.book.live()
+    certified = {lineage["shard"]: lineage["links"] for lineage in predicate["lineages"]}
+    found = {}
+    for shard in shards:
+        name = f"shard {shard} trained anew gives the certified bits"
+        links = certified.get(shard, [])
+        other = [link for link in links if link["key"] in live and live[link["key"]].tensors != link["tensors"]]
+        if other:
+            said = ", ".join(f"slice {link['slice']}: tensors {link['tensors'][:16]}" for link in other)
+            found[shard] = judged(level, name, [f"what was certified is not what is stored: {said}"], "")
+        elif links and links[-1]["key"] not in steps:
+            found[shard] = unchecked(level, name, "superseded by a later request: replay the newest certificate")
+    return found
+
+
+def _affected(hit: list[int], full: list[Check]) -> Check:
+    """What a full replay says of the hit shards."""
+    if hit and all(check.outcome == "passed" for check in full):
+        return Check("V3", REPLAYS["V3"], "passed", f"shards {hit} are among those of V4")
+    why = "not every shard of V4 passed (--replay affected asks these alone)" if hit else "the request hit no shard"
+    return unchecked("V3", REPLAYS["V3"], why)

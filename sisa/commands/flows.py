@@ -9,7 +9,6 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from shards.errors import OperationError
 from sisa.commands.options import (
     FILE,
     LINES,
@@ -123,8 +122,7 @@ def predict(
     workspace: Path, text: str | None, source: Any, output: Path | None, overrides: tuple[str, ...], as_json: bool
 ) -> None:
     """Label texts, or answer prompts: one JSON line a record, with --json too."""
-    from shards.files import replace_file
-    from sisa.export import outside, register_derived
+    from sisa.export import hand_out, outside
     from sisa.predict import predict as run
     from sisa.predict import read_inputs
 
@@ -140,10 +138,7 @@ def predict(
         if target is None:
             click.echo(lines, nl=False)
             return
-        if heads != [head for head, _ in session.workspace.book.served()]:
-            raise OperationError("the same heads served throughout", "a swap meanwhile", "run the same command again")
-        register_derived(session, "predictions", lines.encode(), heads)
-        replace_file(target, lines.encode())
+        hand_out(session, target, "predictions", lines.encode(), heads)
 
 
 @click.command()
@@ -176,11 +171,13 @@ def delete(
     """Delete records: forget at once, retrain the hit shards, certify."""
     from shards.files import replace_file
     from sisa.delete import delete as run
+    from sisa.export import outside
     from sisa.progress import progress_bar
 
     listed = [line.rstrip("\r\n") for line in ids_file] if ids_file else []
     everything = [*ids, *filter(None, listed)]
     with open_session(workspace, overrides, **running) as session, progress_bar(err, "retraining") as bar:
+        copy = None if certificate is None else outside(session.workspace, certificate)
         done = run(
             session,
             everything,
@@ -191,8 +188,8 @@ def delete(
             who=who,
             report=bar,
         )
-    if certificate is not None and done.certificate is not None:
-        replace_file(certificate.resolve(), done.certificate.read_bytes())
+    if copy is not None and done.certificate is not None:
+        replace_file(copy, done.certificate.read_bytes())
     if as_json:
         print_json(done.to_json())
     else:

@@ -95,7 +95,14 @@ def letter(workspace: Path, request_id: str, output: Path | None) -> None:
 
 @click.command()
 @workspace_option
-@click.option("--retire", "days", type=click.IntRange(min=0), metavar="DAYS", help="Destroy those older than that.")
+@click.option(
+    "--retire",
+    "days",
+    type=click.IntRange(0, 36_500),
+    metavar="DAYS",
+    help="Destroy those of requests completed longer ago (0: all), never before backup_days; and the refusals, the "
+    "lifted holds and the texts that name recipients of exports that are as old.",
+)
 @click.option("--destroy-keys", is_flag=True, help="End the namespace: destroy its root secret. Needs --yes.")
 @click.option("--yes", is_flag=True, help="Really destroy.")
 @set_option

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shards.checks import Check, unchecked
 from sisa.commands.options import FILE, json_option, running_options, set_option, workspace_option
 from sisa.printing import err, print_document, print_json, print_record, show_checks
 
 if TYPE_CHECKING:
+    from shards.checks import Check
     from shards.workspace import Workspace
     from sisa.document import Document
 
@@ -49,6 +49,7 @@ def verify(
     """
     from sisa.verify import Evidence
     from sisa.verify import verify as run
+    from sisa.verify_workspace import not_compared
 
     if (tag_key is None) != (record_id is None):
         raise click.UsageError("give --tag-key and --id together")
@@ -57,8 +58,10 @@ def verify(
     evidence = Evidence(public_keys, receipt, tag_key, record_id, head, extension)
     document, checks = run(certificate, evidence)
     if workspace is None:
-        checks.append(unchecked("V2", "the workspace is as certified", "no workspace given (-w)"))
-    elif document is not None and not any(check.outcome == "failed" for check in checks):
+        checks += not_compared("no workspace given (-w)")
+    elif document is None or any(check.outcome == "failed" for check in checks):
+        checks += not_compared("the certificate itself does not hold")
+    else:
         checks += _with_workspace(document, workspace, replay, running, overrides)
     show_checks(checks, as_json=as_json)
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import click
 
-from shards.errors import InputError
 from sisa.commands.options import FILE, json_option, running_options, set_option, workspace_option
 from sisa.printing import err, out, print_document, print_json
-from sisa.session import open_session
+from sisa.session import Session, open_session
 
 
 @click.command()
@@ -23,16 +22,13 @@ from sisa.session import open_session
 def receipt(workspace: Path, record_id: str, output: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Issue a signed ingestion receipt, by which a later certificate can be bound to the record."""
     from shards.files import replace_file
+    from sisa.export import outside
     from sisa.receipt import receipt as run
 
-    if output.resolve().is_relative_to(workspace.resolve()):
-        raise InputError(
-            "a file outside the workspace", str(output), "the receipt is the person's; choose another place"
-        )
     with open_session(workspace, overrides) as session:
-        data = json.dumps(run(session, record_id), indent=1).encode() + b"\n"
-        replace_file(output.resolve(), data, private=True)
-    document = {"id": record_id, "receipt": str(output.resolve())}
+        file = outside(session.workspace, output)
+        replace_file(file, json.dumps(run(session, record_id), indent=1).encode() + b"\n", private=True)
+    document = {"id": record_id, "receipt": str(file)}
     if as_json:
         print_json(document)
     else:
@@ -46,16 +42,19 @@ def key() -> None:
 
 @key.command()
 @workspace_option
-@click.option("--lost", "reason", flag_value="lost", help="The old private key is lost: it cannot endorse the new one.")
-@click.option("--stolen", "reason", flag_value="stolen", help="Somebody else may have it: it shall not endorse.")
+@click.option("--lost", is_flag=True, help="The old private key is lost: it cannot endorse the new one.")
+@click.option("--stolen", is_flag=True, help="Somebody else may have it: it shall not endorse.")
 @set_option
 @json_option
-def rotate(workspace: Path, reason: Any, overrides: tuple[str, ...], as_json: bool) -> None:
+def rotate(workspace: Path, lost: bool, stolen: bool, overrides: tuple[str, ...], as_json: bool) -> None:
     """Replace the signing key; the log names the new one from here on."""
     from sisa.key import rotate as run
 
+    if lost and stolen:
+        raise click.UsageError("give --lost or --stolen; if in doubt, --stolen")
+    reason: Any = "lost" if lost else "stolen" if stolen else "planned"
     with open_session(workspace, overrides) as session, session.driving():
-        document = run(session.workspace, reason or "planned")
+        document = run(session.workspace, reason)
     print_json(document) if as_json else print_document(document)
 
 
@@ -75,7 +74,7 @@ def list_keys(workspace: Path, as_json: bool) -> None:
 @workspace_option
 @click.option("--output", type=FILE, required=True, help="Write the tag key here, readable by you only.")
 def tag_key(workspace: Path, output: Path) -> None:
-    """Write the tag key for an auditor, who can make tags of IDs with it and nothing else."""
+    """Write the tag key for an auditor: it makes the tags of records, subjects and holds, and nothing else."""
     from sisa.key import hand_out_tag_key
 
     with open_session(workspace) as session:
@@ -93,12 +92,10 @@ def log() -> None:
 @click.option("--output", type=FILE, help="Write here instead of stdout.")
 def head(workspace: Path, output: Path | None) -> None:
     """The newest signed tree head (C2SP tlog-checkpoint)."""
-    from shards.files import replace_file
     from sisa.log import newest_head
 
     with open_session(workspace) as session:
-        note = newest_head(session.workspace)
-    click.echo(note, nl=False) if output is None else replace_file(output.resolve(), note.encode())
+        _give(session, output, newest_head(session.workspace))
 
 
 @log.command("move-anchor")
@@ -128,7 +125,6 @@ def move_anchor(workspace: Path, overrides: tuple[str, ...], as_json: bool) -> N
 @click.option("--output", type=FILE, help="Write here instead of stdout.")
 def extension(workspace: Path, certificate: Path | None, old: int | None, new: int | None, output: Path | None) -> None:
     """How the log goes on: a consistency proof and every later fact, for `sisa verify --extension`."""
-    from shards.files import replace_file
     from sisa.log import extension as run
     from sisa.log import sealed_size
 
@@ -136,8 +132,15 @@ def extension(workspace: Path, certificate: Path | None, old: int | None, new: i
         raise click.UsageError("give either --certificate or --from")
     with open_session(workspace) as session:
         start = old if old is not None else sealed_size(Path(str(certificate)))
-        text = json.dumps(run(session.workspace, start, new), indent=1) + "\n"
-    click.echo(text, nl=False) if output is None else replace_file(output.resolve(), text.encode())
+        _give(session, output, json.dumps(run(session.workspace, start, new), indent=1) + "\n")
+
+
+def _give(session: Session, output: Path | None, text: str) -> None:
+    """To a file outside the workspace, or to stdout."""
+    from shards.files import replace_file
+    from sisa.export import outside
+
+    click.echo(text, nl=False) if output is None else replace_file(outside(session.workspace, output), text.encode())
 
 
 @click.command()

@@ -117,11 +117,13 @@ def test_a_causal_record_without_a_token_to_train_is_refused(case: str, causal: 
         refused(sisa("train", "-w", causal.path, "--data", bad), "bad.jsonl:2", *words)
 
 
-def test_the_same_id_with_other_content_names_update_and_changes_nothing(classification: Site, tmp_path: Path) -> None:
+def test_the_same_id_with_other_content_names_the_way_to_replace_it_and_changes_nothing(
+    classification: Site, tmp_path: Path
+) -> None:
     other = write_jsonl(tmp_path / "other.jsonl", [ticket(20), ticket(3, text="something else")])
     with unchanged(classification.path):
         result = sisa("train", "-w", classification.path, "--data", other)
-        refused(result, "other.jsonl:2", "ticket-3-IDCANARY", "another content", "sisa update")
+        refused(result, "other.jsonl:2", "ticket-3-IDCANARY", "another content", "sisa delete", "--readmit")
     for change in ({"subject": "somebody else"}, {"risk": 0.5}, {"generation": 3}):
         moved = write_jsonl(tmp_path / "moved.jsonl", [ticket(3, **change)])
         with unchanged(classification.path):

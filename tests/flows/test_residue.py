@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def scene(deletion: Deletion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(residue, "_TEMPORARY", str(temporary))  # not the sessions of others on this machine
     monkeypatch.setattr(residue, "_SHARED_MEMORY", temporary)
     monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     rows = [row for row in map(ticket, range(16)) if row["id"] in deletion.ids]
     return Scene(copy_of(deletion.path, tmp_path / "w"), write_jsonl(tmp_path / "deleted.jsonl", rows), temporary)
@@ -113,6 +115,15 @@ def test_a_packed_copy_in_a_session_of_ray_is_found(
     result = scene.audit("--json")
     assert found(result) == {ID, TEXT}
     assert f"{spilled}: gzip content: record 2" in result.out
+
+
+def test_an_id_in_what_a_killed_replay_left_is_found(scene: Scene) -> None:
+    left = scene.temporary / "sisa-replay-x"
+    left.mkdir()
+    (left / "worker.log").write_text(f"at {ticket(4)['id']}")
+    result = scene.audit("--json")
+    assert found(result) == {ID}
+    assert f"{left}/worker.log: raw bytes: record 1" in result.out
 
 
 def test_tokens_in_an_array_are_found(scene: Scene) -> None:

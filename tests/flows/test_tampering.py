@@ -20,6 +20,7 @@ from shards.workspace import WEIGHTS_FILE
 from sisa.certificate import issue
 from sisa.session import open_session
 from sisa.signing import PAYLOAD_TYPE
+from sisa.verify_workspace import REPLAYS
 from tests.flows.fixtures import Deletion, Site
 from tests.flows.helpers import (
     LOG,
@@ -503,9 +504,10 @@ def test_a_fact_taken_out_by_the_operator_is_noticed_without_a_traceback(
     edit_ledger(spoilt, (FIRST.format(order), (kind,)), resign=True)
     assert verified(deletion, spoilt)
     with unchanged(spoilt):
-        # An accepted request without a certificate is one that waits; anything else does not add up.
+        # Without its fact a request is one that waits, but its certificate lies there, of which nobody was told.
         audit = sisa("audit", "-w", spoilt, "--all")
-        assert audit.code in ({0} if kind == kinds.CERTIFICATE else {1, 2})
+        assert audit.code in ({1} if kind == kinds.CERTIFICATE else {1, 2})
+        assert kind != kinds.CERTIFICATE or "certificates/req-" in audit.out
         for result in (audit, *(sisa(*command, "-w", spoilt) for command in questions(deletion))):
             assert result.code in {0, 1, 2}
             assert "Traceback" not in result.err
@@ -544,7 +546,7 @@ def test_a_ledger_or_root_secret_that_is_broken_is_said_plainly(spoilt: Path) ->
     refused(sisa("audit", "-w", spoilt, "--all"), "root.key", code=3)
     root.write_text(secret)
     (spoilt / "ledger.sqlite").write_bytes(b"not a database" * 1000)
-    refused(sisa("audit", "-w", spoilt, "--all"), "ledger.sqlite", code=3)
+    refused(sisa("audit", "-w", spoilt, "--all"), "ledger.sqlite", code=1)
     (spoilt / "ledger.sqlite").unlink()
     refused(sisa("audit", "-w", spoilt, "--all"), "ledger.sqlite", code=3)
 
@@ -557,4 +559,22 @@ def test_unchecked_is_neither_passed_nor_failed(deletion: Deletion) -> None:
     document = done("verify", deletion.certificate)
     assert outcomes(document)["it was signed by the operator"] == "not_checked"
     assert outcomes(document)["the workspace is as certified"] == "not_checked"
+    assert {check["level"]: check["outcome"] for check in document["checks"] if check["level"] in REPLAYS} == {
+        "V3": "not_checked",
+        "V4": "not_checked",
+    }
     assert document["not_checked"] >= 3
+
+
+@pytest.mark.parametrize("spoil", [True, False])
+def test_levels_that_need_a_workspace_are_reported_after_a_failed_check(
+    spoil: bool, deletion: Deletion, spoilt: Path, tmp_path: Path
+) -> None:
+    document = document_of(deletion)
+    document["sealed"]["created"] = "another time"
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps(document) if spoil else "{}")
+    result = sisa("verify", broken, "-w", spoilt, "--replay", "affected", "--json")
+    assert result.code == 1
+    told = [(check["level"], check["outcome"]) for check in result.document["checks"][-3:]]
+    assert told == [(level, "not_checked") for level in ("V2", "V3", "V4")]

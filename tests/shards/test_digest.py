@@ -138,3 +138,62 @@ def test_tensor_digest_sees_names_types_shapes_and_bytes() -> None:
 def test_tensor_digest_refuses_other_files(data: bytes) -> None:
     with pytest.raises(ValueError, match="not a safetensors file"):
         tensor_digest(data)
+
+
+@pytest.mark.parametrize("length", [0, 1, 100_000_000, 100_000_001, 2**40, 2**63 - 1, 2**63, 2**64 - 9, 2**64 - 1])
+def test_tensor_digest_refuses_a_header_of_another_length_than_it_has(length: int) -> None:
+    sound = container({"a": ONE})
+    tensor_digest(sound)
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        tensor_digest(length.to_bytes(8, "little") + sound[8:])
+
+
+def under(header: bytes, data: bytes = bytes(8)) -> bytes:
+    """A safetensors file with this header."""
+    return len(header).to_bytes(8, "little") + header + data
+
+
+def test_tensor_digest_refuses_a_header_above_the_cap_before_it_parses_it() -> None:
+    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    tensor_digest(under(header.ljust(1_000_000)))
+    with pytest.raises(ValueError, match="header too large"):
+        tensor_digest(under(header.ljust(100_000_001)))
+
+
+@pytest.mark.parametrize("depth", [200, 100_000])
+@pytest.mark.parametrize(("opening", "closing"), [(b'{"a":', b"}"), (b"[", b"]")])
+@pytest.mark.parametrize("within", [b"%b", b'{"a":%b}', b'{"__metadata__":{"a":%b}}'])
+def test_tensor_digest_refuses_a_nested_header(within: bytes, opening: bytes, closing: bytes, depth: int) -> None:
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        tensor_digest(under(within % (opening * depth + b"1" + closing * depth)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets"),
+    [
+        ([2**63, 2], [0, 8]),
+        ([2**62, 4], [0, 8]),
+        ([2**62, 4], [0, 0]),  # 0 modulo 2**64
+        ([2**61, 2**61], [0, 8]),
+        ([2**64 + 2], [0, 8]),
+        ([-2], [0, 8]),
+        ([2.5], [0, 8]),
+        ([3], [0, 8]),
+        ([2], [0, 2**63]),
+        ([2], [2**64 - 8, 2**64]),
+        ([2], [8, 0]),
+        ([2], [-8, 0]),
+        ([1], [0, 4]),  # and four bytes that no tensor covers
+        ([1], [4, 8]),
+    ],
+)
+def test_tensor_digest_refuses_shapes_and_places_that_are_not_the_datas(shape: list[Any], offsets: list[Any]) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}})
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        tensor_digest(under(header.encode()))
+
+
+def test_tensor_digest_refuses_two_tensors_in_one_place() -> None:
+    one = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        tensor_digest(under(json.dumps({"a": one, "b": one}).encode()))

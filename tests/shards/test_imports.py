@@ -27,7 +27,7 @@ FORBIDDEN = {
 ONLY_IN = {
     "ray": {"orchestration.ray_executor"},
     "sqlite3": {"shards.ledger", "shards.migrations", "shards.sqlite_texts"},
-    "peft": {"sisa.adapter", "sisa.aggregate", "sisa.merge", "sisa.export"},
+    "peft": {"sisa.adapter"},
     "hashlib": {"shards.digest"},
     "hmac": {"shards.digest"},
     "cryptography.hazmat.primitives.hashes": {"shards.digest"},

@@ -141,6 +141,11 @@ def lose_a_part(workspace: Workspace) -> None:
     (workspace.vault.root / workspace.parts()[0].file).unlink()
 
 
+def link_a_part(workspace: Workspace) -> None:
+    path = workspace.vault.root / workspace.parts()[0].file
+    path.symlink_to(path.rename(workspace.path.parent / "elsewhere"))
+
+
 def edit_a_checkpoint(workspace: Workspace) -> None:
     path = workspace.store.path(head(workspace).files) / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
@@ -282,6 +287,7 @@ def hold_a_record_committed_to_otherwise(workspace: Workspace) -> None:
         (leave_a_purged_checkpoints_files, {STORED, STRAYS}),
         (edit_a_part, {VAULT}),
         (lose_a_part, {VAULT}),
+        (link_a_part, {VAULT}),
         (edit_a_checkpoint, {OBJECTS, TENSORS}),
         (serve_other_tensors_than_recorded, {TENSORS}),
         (serve_by_another_lineage, {LINEAGES}),

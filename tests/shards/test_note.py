@@ -21,7 +21,7 @@ from shards.note import (
     sign_head,
     signed_by,
 )
-from shards.tlog import EMPTY_ROOT, inclusion_proof, tree_hash, verify_inclusion
+from shards.tlog import EMPTY_ROOT, inclusion_proofs, tree_hash, verify_inclusion
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
@@ -368,8 +368,9 @@ def test_no_proof_is_made_that_could_not_be_read_back(index: int, hashes: tuple[
 def test_a_proof_on_paper_is_checked_with_the_head_it_carries() -> None:
     leaves = [tree_leaf(b"fact %d" % number) for number in range(11)]
     note = sign_head(TreeHead(ORIGIN, 11, tree_hash(leaves)), KEY)
+    proofs = inclusion_proofs(leaves, range(len(leaves)))
     for index, leaf in enumerate(leaves):
-        proof = LogProof.parse(LogProof(index, tuple(inclusion_proof(leaves, index)), note).text())
+        proof = LogProof.parse(LogProof(index, tuple(proofs[index]), note).text())
         head = read_head(proof.head)
         assert signed_by(proof.head, PUBLIC)
         assert verify_inclusion(head.root, head.size, proof.index, leaf, proof.hashes)

@@ -167,7 +167,9 @@ def decoded(data: bytes, size: int = 1 << 20) -> list[bytes]:
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
 def test_base64_strings_are_decoded(encode: Callable[[bytes], bytes]) -> None:
     payload = json.dumps({"subject": "\u00ff\u00fe" * 9, "id": "ticket-0007"}, ensure_ascii=False).encode()
-    assert decoded(json.dumps({"payload": encode(payload).decode(), "x": 1}).encode()) == [payload]
+    first, *shifted = decoded(json.dumps({"payload": encode(payload).decode(), "x": 1}).encode())
+    assert first == payload
+    assert len(shifted) == 3
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 150, 1000])
@@ -181,4 +183,46 @@ def test_base64_in_chunks_is_decoded_and_nothing_is_lost_at_a_cut(size: int, mon
 
 
 def test_a_base64_string_at_the_end_is_decoded() -> None:
-    assert decoded(b": " + base64.b64encode(TEXT * 2).rstrip(b"=")) == [TEXT * 2]
+    first, *shifted = decoded(b": " + base64.b64encode(TEXT * 2).rstrip(b"="))
+    assert first == TEXT * 2
+    assert len(shifted) == 3
+
+
+@pytest.mark.parametrize("before", [b"v", b"/a/", b"x/", b"https://host/path/", b"id_", b"0x0/"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_letters_before_a_base64_string_hide_nothing(before: bytes, encode: Callable[[bytes], bytes]) -> None:
+    assert any(TEXT in run for run in decoded(before + encode(TEXT * 2)))
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("width", [20, 64, 75, 76])
+@pytest.mark.parametrize("size", [1, 77, 1000])
+def test_text_across_the_lines_of_a_base64_string_is_whole(end: bytes, width: int, size: int) -> None:
+    letters = base64.b64encode(TEXT * 20)
+    lines = end.join(letters[start : start + width] for start in range(0, len(letters), width))
+    for data in (
+        lines,
+        b"Content-Transfer-Encoding: base64" + end * 2 + lines + end * 2 + b"--",
+        b"a word" + end + lines,
+    ):
+        assert any(TEXT * 20 in run for run in decoded(data, size))
+
+
+def test_a_base64_string_of_short_lines_is_cut_without_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacked, "LONGEST_BASE64", 800)
+    for before in range(200, 700, 11):
+        letters = base64.b64encode(bytes(before) + TEXT + bytes(300))
+        data = b"\r\n".join(letters[start : start + 1] for start in range(len(letters)))
+        assert any(TEXT in run for run in decoded(data, 100))
+
+
+def test_what_is_packed_in_base64_is_known_on_every_line_and_after_a_blank_one() -> None:
+    packed = [gzip.compress(TEXT * number) for number in range(1, 4)]
+    runs = decoded(b"\n".join(base64.b64encode(one).rstrip(b"=") for one in packed))
+    assert runs[0].startswith(packed[0])
+    assert all(one in runs for one in packed[1:])
+    assert decoded(b"base64\r\n\r\n" + base64.encodebytes(packed[0]))[0] == packed[0]
+
+
+def test_lines_of_words_are_no_base64_however_many_there_are() -> None:
+    assert decoded(b"a plain text\nof several lines,\neach with spaces\n" * 50) == []

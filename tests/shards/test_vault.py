@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,26 @@ def test_damage_is_seen(damage: str, vault: Vault) -> None:
     with pytest.raises(IntegrityError, match="restore this part"):
         vault.read(parts[1])
     assert vault.read(parts[0]) == [RECORDS[0]]
+
+
+def test_a_link_to_the_same_bytes_elsewhere_is_no_part(vault: Vault, tmp_path: Path) -> None:
+    (part,) = vault.write({PLACE: RECORDS})
+    path = vault.root / part.file
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(path.read_bytes())
+    vault.read(part)  # what was decoded once is asked for again as a file
+    path.unlink()
+    path.symlink_to(elsewhere)
+    assert vault.damaged([part]) == [part.file]
+    readers: list[Callable[[], object]] = [
+        lambda: vault.read(part),
+        lambda: vault.tags([part]),
+        lambda: vault.rewrite_without(part, frozenset({RECORDS[2].tag})),
+    ]
+    for reader in readers:
+        with pytest.raises(IntegrityError, match="found a link"):
+            reader()
+    assert [entry.name for entry in vault.root.iterdir()] == [part.file], "nothing was written"
 
 
 def test_a_rewrite_leaves_out_the_tags_and_keeps_the_rest_with_their_salts(vault: Vault) -> None:

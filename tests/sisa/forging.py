@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ from shards.checks import Check
 from shards.digest import canonical_json, parse_json
 from shards.keyfiles import PUBLIC_FILE, read_signing_key
 from shards.note import LogProof, read_head
+from shards.targets import targets_digest
 from shards.workspace import Workspace
 from sisa.certificate import certificate_path
-from sisa.document import envelope_digest, read_certificate, write_certificate
+from sisa.document import LoggedFact, envelope_digest, read_certificate, write_certificate
+from sisa.erasure import erasure_status
 from sisa.signing import sign
 from sisa.verify import Evidence, verify
 from sisa.verify_workspace import Replayer, verify_against
@@ -51,6 +53,52 @@ def forge(workspace: Workspace, statement: dict[str, Any], request_id: str, size
     path = certificate_path(workspace, request_id)
     path.write_bytes(seal(workspace, envelope, request_id, size))
     return path
+
+
+def logged_anew(workspace: Workspace, statement: dict[str, Any], seqs: Iterable[int]) -> dict[str, Any]:
+    """The statement resting on these facts, proven in the log as it is now."""
+    stored_facts = {fact.seq: fact for fact in workspace.ledger.since(0)}
+    size = len(stored_facts)
+    proofs = workspace.ledger.prove(stored_facts, size)
+    facts = [stored_facts[seq].to_json() | {"proof": [node.hex() for node in proofs[seq]]} for seq in sorted({*seqs})]
+    statement["predicate"]["log"] |= {"head": workspace.ledger.head(), "facts": facts}
+    return statement
+
+
+def rest_on(
+    workspace: Workspace,
+    statement: dict[str, Any],
+    entries: Sequence[tuple[str, dict[str, Any]]],
+    instead_of: Collection[str] = (),
+) -> None:
+    """Log facts, and let the statement rest on them too, and no more on those of some kinds."""
+    made = [fact.seq for fact in workspace.ledger.append(entries)]
+    kept = [fact["seq"] for fact in statement["predicate"]["log"]["facts"] if fact["kind"] not in instead_of]
+    logged_anew(workspace, statement, [*kept, *made])
+
+
+def follow(statement: dict[str, Any]) -> None:
+    """Let the statement say of acceptance, purges and erasures what the facts that it rests on say."""
+    said = statement["predicate"]
+    facts = [LoggedFact.from_json(fact).fact for fact in said["log"]["facts"]]
+    (accepted,), erasures, purges = (
+        [fact for fact in facts if fact.kind == kind] for kind in (kinds.REQUEST, kinds.ERASURE, kinds.PURGE)
+    )
+    deleted = accepted.body["kind"] == "deleted"
+    said["statement"] = accepted.body["kind"]
+    said["request"]["accepted"] = accepted.created
+    said["purged"] = sorted(key for fact in purges for key in fact.body["checkpoints"])
+    said["erasure"] = erasure_status(accepted, erasures, purges, said["handed_out"]) if deleted else []
+
+
+def accept_anew(workspace: Workspace, statement: dict[str, Any], **change: Any) -> None:
+    """Log the request, with what the statement names and a change, and serve the same after it."""
+    said = statement["predicate"]
+    accepted = next(fact["body"] for fact in said["log"]["facts"] if fact["kind"] == kinds.REQUEST)
+    named = {"object": targets_digest(said["request"]["targets"], said["request"]["suppression"])}
+    entries = [(kinds.REQUEST, accepted | named | change), (kinds.MANIFEST, said["after"])]
+    rest_on(workspace, statement, entries, instead_of=(kinds.REQUEST, kinds.MANIFEST))
+    follow(statement)
 
 
 def public_key(workspace: Workspace) -> Path:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestration.executor import Lesson
+from shards import kinds
 from shards.digest import tensor_digest
 from shards.errors import ConfigError, IntegrityError, RecipeMismatchError
+from shards.law import check_law
 from shards.workspace import WEIGHTS_FILE
 from sisa.adapter import Adapter, process_adapter
 from sisa.base_model import load_base, load_tokenizer, locate
 from sisa.config import Recipe
 from sisa.learner import LoraTrainer
+from sisa.predict import predict
 from sisa.session import open_session
 from tests.models import LABELS, flat, grid, make_workspace, recipe_for, record, save_tiny_bert, train_in, write_rows
 
@@ -107,6 +113,93 @@ def test_tensors_of_another_shape_are_refused(bases: dict[str, Path]) -> None:
     )
     with pytest.raises(IntegrityError, match="adapter"):
         small.load(large.dump())
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "int32"])
+def test_tensors_of_another_type_are_refused(bases: dict[str, Path], dtype: str) -> None:
+    import torch
+    from safetensors.torch import load, save
+
+    adapter = Adapter(recipe_for(bases["causal-lm"], "causal-lm"), str(bases["causal-lm"]))
+    adapter.reset(1)
+    before = adapter.dump()
+    name, tensor = next(iter(load(before).items()))
+    other = save(load(before) | {name: tensor.to(getattr(torch, dtype))})
+    with pytest.raises(IntegrityError, match=name):
+        adapter.load(other)
+    assert adapter.dump() == before
+    adapter.load(before)
+
+
+def pickled(mark: Path) -> bytes:
+    """A pickle that whoever unpickles it runs: it leaves a mark."""
+    return f"cos\nsystem\n(S'touch {mark}'\ntR.".encode()
+
+
+def pickled_in_zip(mark: Path) -> bytes:
+    """The same as torch saves it."""
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled(mark))
+        archive.writestr("archive/version", "3\n")
+    return sink.getvalue()
+
+
+PICKLES = {"pickle": pickled, "torch": pickled_in_zip}
+
+
+@pytest.mark.parametrize("how", PICKLES)
+def test_the_pickles_of_these_tests_do_leave_a_mark(how: str, tmp_path: Path) -> None:
+    mark, file = tmp_path / "mark", tmp_path / "file"
+    file.write_bytes(PICKLES[how](mark))
+    script = "import sys, torch; torch.load(sys.argv[1], weights_only=False)"
+    subprocess.run([sys.executable, "-c", script, str(file)], capture_output=True, timeout=240, check=False)
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("how", PICKLES)
+def test_a_pickle_is_refused_as_an_adapter(how: str, bases: dict[str, Path], tmp_path: Path) -> None:
+    adapter = Adapter(recipe_for(bases["causal-lm"], "causal-lm"), str(bases["causal-lm"]))
+    with pytest.raises(IntegrityError, match="no safetensors file"):
+        adapter.load(PICKLES[how](tmp_path / "mark"))
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        tensor_digest(PICKLES[how](tmp_path / "mark"))
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.fixture(scope="module")
+def served(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained workspace; tests that change it work on a copy."""
+    directory = tmp_path_factory.mktemp("served")
+    workspace = make_workspace(directory / "workspace", "classification", tiny_bert)
+    train_in(workspace, write_rows(directory / "data.jsonl", flat(grid("classification", 2))))
+    return workspace
+
+
+@pytest.mark.parametrize("how", PICKLES)
+@pytest.mark.parametrize("name", ["adapter_model.bin", "pytorch_model.bin", WEIGHTS_FILE])
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_pickle_offered_as_a_served_object_is_refused_and_not_loaded(
+    served: Path, how: str, name: str, signed: bool, tmp_path: Path
+) -> None:
+    workspace, mark = tmp_path / "copy", tmp_path / "mark"
+    shutil.copytree(served, workspace)
+    with open_session(workspace) as session:
+        book, store = session.workspace.book, session.workspace.store
+        _, made = book.served()[0]
+        list(predict(session, [{"text": "my card"}]))
+        if signed:  # by an operator who means ill: object, fact and tree head agree
+            files = {other: data for other, data in store.get(made.files).items() if other != WEIGHTS_FILE}
+            bad = replace(made, files=store.put(files | {name: PICKLES[how](mark)}))
+            session.workspace.ledger.append([(kinds.CHECKPOINT, bad.to_json())])
+        else:
+            (store.path(made.files) / name).write_bytes(PICKLES[how](mark))
+        with pytest.raises(IntegrityError):
+            list(predict(session, [{"text": "my card"}]))
+        assert made.key not in session.workspace.intact()
+        failing = {check.name for check in check_law(session.workspace) if check.outcome == "failed"}
+        assert "every checkpoint's tensors are those recorded" in failing
+    assert not mark.exists()
 
 
 def test_unknown_target_modules_are_refused_and_the_real_ones_named(bases: dict[str, Path]) -> None:

@@ -69,19 +69,44 @@ def test_the_use_of_an_anchor_is_logged_once_and_by_digest(session: Session, pla
     assert str(place) not in str(fact.body)
 
 
+class Killed(BaseException):
+    pass
+
+
+def gone(*_: object) -> object:
+    raise Killed
+
+
 def test_tombstones_are_anchored_before_retraining(
     session: Session, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Killed(BaseException):
-        pass
-
-    def gone(*_: object) -> object:
-        raise Killed
-
     with monkeypatch.context() as patch:
-        patch.setattr("sisa.delete.finish_requests", gone)
+        patch.setattr("sisa.delete.reconcile", gone)
         with pytest.raises(Killed):
             forget(session, "r1", request_id="one")
+    up_to_date(session, place)
+
+
+def test_forgetting_waits_for_no_anchor(session: Session, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("shards.anchor.Anchor.put_request", gone)
+        with pytest.raises(Killed):
+            forget(session, "r1", request_id="one")
+    workspace = session.workspace
+    assert "r1" not in {stored.record.id for stored in workspace.survivors()}
+    assert not workspace.vault.tags(workspace.book.parts()).keys() & workspace.book.tombstones()
+    forget(session, "r5")
+    up_to_date(session, place)
+
+
+def test_an_anchored_request_that_is_gone_is_told_and_put_back(session: Session, place: Path) -> None:
+    forget(session, "r1")
+    (file,) = place.glob("*/requests/*.json")
+    file.unlink()
+    check = check_anchor(session.workspace, str(place))
+    assert (check.outcome, "gone" in check.detail) == ("failed", True)
+    forget(session, "r5")
+    assert file.exists()
     up_to_date(session, place)
 
 
@@ -90,9 +115,9 @@ def test_a_ledger_ahead_of_its_anchor_is_no_rollback(session: Session, place: Pa
     hold(session.workspace, ["r1"], [])
     with pytest.raises(HeldError):
         forget(session, "r1")
-    head = anchored_head(open_anchor(session.workspace, str(place)))
-    assert head is not None
-    assert head.size < read_head(session.workspace.ledger.head()).size
+    anchored = anchored_head(open_anchor(session.workspace, str(place)))
+    assert anchored is not None
+    assert anchored[1].size < read_head(session.workspace.ledger.head()).size
     assert rollback(session.workspace, str(place)) == ""
     forget(session, "r5")
     up_to_date(session, place)
@@ -120,7 +145,7 @@ def test_an_anchor_that_cannot_be_written_stops_a_deletion_before_it_is_called_d
     with pytest.raises(StorageError):
         forget(session, "r1")
     assert not session.workspace.book.requests()
-    assert check_anchor(session.workspace, str(place)).outcome == "failed"
+    assert check_anchor(session.workspace, str(place)).outcome == "not_checked"
 
 
 def test_two_workspaces_share_one_place(session: Session, place: Path, memory_path: Path) -> None:

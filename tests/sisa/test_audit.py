@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from orchestration.inline import InlineExecutor
 from shards import kinds
+from shards.book import Book
 from shards.errors import InputError, IntegrityError
 from shards.keyfiles import PRIVATE_FILE, private_pem
 from sisa.anchoring import NAME as ANCHORED
@@ -19,6 +20,7 @@ from sisa.audit import audit_checkpoint, audit_everything, audit_record, audit_s
 from sisa.delete import delete
 from sisa.ingest import ingest
 from sisa.key import rotate
+from sisa.people import references
 from sisa.session import Session
 from sisa.train import train
 from tests.shards.test_ledger import vandalise
@@ -201,3 +203,40 @@ def test_a_file_that_is_not_the_workspaces_fails_an_audit_by_name(session: Sessi
     (session.workspace.path / name).touch()
     (check,) = [check for check in audit_everything(session.workspace, None) if check.outcome == "failed"]
     assert name in check.detail
+
+
+def test_the_certificates_are_read_once_however_many_requests_there_are(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reading goes through all of them: reading once a request makes an audit quadratic."""
+    reads = 0
+    certificates = Book.certificates
+
+    def counted(book: Book) -> Any:
+        nonlocal reads
+        reads += 1
+        return certificates(book)
+
+    def readings() -> int:
+        nonlocal reads
+        reads = 0
+        assert not failing(session)
+        return reads
+
+    deleted(session, "r1")
+    monkeypatch.setattr(Book, "certificates", counted)
+    one = readings()
+    for number in range(2, 5):
+        deleted(session, f"r{number}")
+    assert readings() == one
+
+
+def test_a_text_that_no_fact_in_force_names_fails_an_audit(session: Session) -> None:
+    references(session.workspace).put("reason", "left over")
+    assert failing(session) == ["the texts behind references are those that were referred to"]
+
+
+def test_a_ledger_without_its_genesis_names_no_signing_keys_and_says_so(session: Session) -> None:
+    vandalise(session.workspace.ledger.path, "DELETE FROM facts WHERE kind = 'genesis/1'")
+    with pytest.raises(IntegrityError, match="begins with its genesis"):
+        session.workspace.book.signing_keys()

@@ -11,7 +11,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,6 @@ from shards.workspace import Workspace
 from sisa import log
 from sisa.certificate import certificate_path, is_intact
 from sisa.delete import delete, unfinished_requests
-from sisa.document import LoggedFact
-from sisa.erasure import erasure_status
 from sisa.export import export_records, register_derived
 from sisa.ingest import Ingested, commit
 from sisa.receipt import receipt
@@ -44,9 +42,11 @@ from sisa.train import train
 from sisa.verify import BOUND, FIELDS, FRESH, ORIGIN, SHAPE, Evidence, verify
 from tests.sisa.forging import (
     failed,
+    follow,
     forge,
     from_the_file,
     head_size,
+    logged_anew,
     public_key,
     seal,
     signed,
@@ -240,16 +240,6 @@ def test_what_a_file_cannot_speak_against_the_workspace_does(
     forge(session.workspace, honest, "req", head_size(honest))
 
 
-def logged_anew(workspace: Workspace, statement: dict[str, Any], seqs: Iterable[int]) -> dict[str, Any]:
-    """The statement resting on these facts, proven in the log as it is now."""
-    stored_facts = {fact.seq: fact for fact in workspace.ledger.since(0)}
-    size = len(stored_facts)
-    proofs = workspace.ledger.prove(stored_facts, size)
-    facts = [stored_facts[seq].to_json() | {"proof": [node.hex() for node in proofs[seq]]} for seq in sorted({*seqs})]
-    statement["predicate"]["log"] |= {"head": workspace.ledger.head(), "facts": facts}
-    return statement
-
-
 def test_a_purge_or_an_erasure_left_out_with_everything_that_follows_from_it(
     session: Session, honest: dict[str, Any]
 ) -> None:
@@ -259,16 +249,7 @@ def test_a_purge_or_an_erasure_left_out_with_everything_that_follows_from_it(
         lie = copy.deepcopy(honest)
         said = lie["predicate"]
         said["log"]["facts"] = [fact for fact in said["log"]["facts"] if fact["kind"] != hidden]
-        facts = {
-            kind: [
-                logged.fact for logged in map(LoggedFact.from_json, said["log"]["facts"]) if logged.fact.kind == kind
-            ]
-            for kind in (kinds.REQUEST, kinds.ERASURE, kinds.PURGE)
-        }
-        said["purged"] = [key for fact in facts[kinds.PURGE] for key in fact.body["checkpoints"]]
-        said["erasure"] = erasure_status(
-            facts[kinds.REQUEST][0], facts[kinds.ERASURE], facts[kinds.PURGE], said["handed_out"]
-        )
+        follow(lie)
         path = forge(workspace, lie, "req", head_size(honest))
         assert failed(from_the_file(path, workspace)) == ["its fields are what the logged facts say"]
     forge(workspace, honest, "req", head_size(honest))
@@ -803,8 +784,36 @@ def test_a_fork_is_told_by_a_head_of_the_other_branch(memory_path: Path) -> None
     evidence = Evidence((public_key(shown.workspace),), head=head, extension=extension)
     assert failed(from_the_file(path, shown.workspace)) == []
     assert outcome(path, evidence, FRESH) == "failed"
+    envelope, size = json.loads(path.read_text())["envelope"], head_size(signed(shown.workspace, "req"))
+    path.write_bytes(seal(hidden.workspace, envelope, "req", size))
+    found = failed(from_the_file(path, shown.workspace))
+    assert found == ["the certificate itself is in the log"], "it rests on one branch, and is in the other"
     for opened in (shown, hidden):
         opened.workspace.close()
+
+
+def _none(hashes: list[str]) -> list[str]:
+    return []
+
+
+def _one_less(hashes: list[str]) -> list[str]:
+    return hashes[:-1]
+
+
+def _one_more(hashes: list[str]) -> list[str]:
+    return [*hashes, hashes[-1]]
+
+
+def _another(hashes: list[str]) -> list[str]:
+    return [*hashes[:-1], other(hashes[-1])]
+
+
+@pytest.mark.parametrize("spoilt", [_none, _one_less, _one_more, _another])
+def test_a_seal_whose_head_is_not_shown_to_go_on_from_the_one_inside(
+    session: Session, copied: Path, spoilt: Callable[[list[str]], list[str]]
+) -> None:
+    altered(copied, lambda document: document["sealed"].update(consistency=spoilt(document["sealed"]["consistency"])))
+    assert failed(from_the_file(copied, session.workspace)) == ["the certificate itself is in the log"]
 
 
 def test_a_certificate_put_in_another_requests_place_is_issued_anew(memory_path: Path) -> None:

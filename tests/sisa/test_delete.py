@@ -12,6 +12,7 @@ import pytest
 
 from orchestration.executor import Lesson, SliceTrainer
 from orchestration.inline import InlineExecutor
+from orchestration.reconcile import purge
 from shards import kinds
 from shards.errors import (
     InputError,
@@ -21,6 +22,7 @@ from shards.errors import (
     StepFailedError,
     UnknownRecordError,
 )
+from shards.law import check_law
 from shards.workspace import Workspace
 from sisa.audit import audit_record
 from sisa.certificate import certificate_path, is_intact
@@ -82,13 +84,19 @@ def test_a_request_id_that_could_not_name_a_file_is_refused_before_anything_is_a
     assert not session.workspace.book.requests()
 
 
-def test_forgetting_does_not_wait_for_a_trainer(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def forget_only(session: Session, record_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deletion that comes as far as it does where no trainer can be had."""
+
     def gone(self: Session) -> SliceTrainer:
         raise RecipeMismatchError("the pinned base", "another one", "put it back")
 
     monkeypatch.setattr(Session, "trainer", gone)
     with pytest.raises(OperationError, match="forgotten already"):
-        delete(session, ["r1"], executor=INLINE)
+        delete(session, [record_id], executor=INLINE)
+
+
+def test_forgetting_does_not_wait_for_a_trainer(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_only(session, "r1", monkeypatch)
     tag = session.workspace.tag("r1")
     workspace = session.workspace
     assert tag in workspace.book.tombstones()
@@ -102,6 +110,39 @@ def test_forgetting_does_not_wait_for_a_trainer(session: Session, monkeypatch: p
     monkeypatch.undo()
     train(session, executor=INLINE, trainer=TRAINER)
     assert_lawful(session)
+
+
+def test_forgetting_leaves_nothing_stored_that_the_surviving_records_do_not_give(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints that an ingest made fall go too, and in no request's name."""
+    workspace = session.workspace
+    commit(session, stored(session, map(toy_record, range(12, 24))), Ingested(12, 0, 0, 0))
+    unplanned = workspace.book.live().keys() - workspace.plan().steps().keys()
+    forget_only(session, "r1", monkeypatch)
+    assert workspace.book.live().keys() <= workspace.plan().steps().keys()
+    tag, visible = workspace.tag("r1"), workspace.visible_sets()
+    nobodys = {
+        key
+        for fact in workspace.ledger.facts(kinds.PURGE)
+        if not fact.body["requests"]
+        for key in fact.body["checkpoints"]
+    }
+    assert nobodys == {key for key in unplanned if tag not in visible[key]}
+    assert nobodys
+
+
+def test_forgetting_a_record_that_nothing_was_trained_on_unlinks_its_part(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No checkpoint falls then, so that no purge sweeps."""
+    workspace = session.workspace
+    commit(session, stored(session, [toy_record(12)]), Ingested(1, 0, 0, 0))
+    while fallen := workspace.book.live().keys() - workspace.plan().steps().keys():
+        purge(workspace, frozenset(fallen), ())
+    forget_only(session, "r12", monkeypatch)
+    strays = next(check for check in check_law(workspace) if check.name == "nothing is stored that no fact names")
+    assert strays.outcome == "passed", strays.detail
 
 
 def test_a_shard_that_cannot_be_trained_holds_back_its_own_requests_only(session: Session, tmp_path: Path) -> None:
@@ -242,6 +283,52 @@ def test_registered_files_that_are_missing_are_told(session: Session) -> None:
     options = session.options.model_copy(update={"data": ("gone.jsonl",)})
     told = train(Session(session.workspace, session.recipe, options), executor=INLINE, trainer=TRAINER)
     assert told.to_json()["ingested"]["files_missing"] == [str(session.workspace.path / "gone.jsonl")]
+
+
+def linked_elsewhere(session: Session, record_id: str, elsewhere: Path) -> None:
+    """Move the part that holds a record to another place, and put a link to it where it was."""
+    vault = session.workspace.vault
+    part = next(
+        one for one in session.workspace.parts() if record_id in {stored.record.id for stored in vault.read(one)}
+    )
+    (vault.root / part.file).rename(elsewhere)
+    (vault.root / part.file).symlink_to(elsewhere)
+
+
+def test_a_part_that_is_a_link_stops_a_deletion_before_anything_is_certified(
+    session: Session, memory_path: Path
+) -> None:
+    linked_elsewhere(session, "r1", memory_path / "elsewhere")
+    before = session.workspace.ledger.head()
+    with pytest.raises(IntegrityError, match="found a link"):
+        delete(session, ["r1"], executor=INLINE, trainer=TRAINER)
+    assert session.workspace.ledger.head() == before, "nothing was accepted: the link's target would keep the record"
+
+
+def test_a_part_that_became_a_link_after_acceptance_holds_the_certificate_back(
+    session: Session, memory_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def gone(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sisa.delete.finish_requests", gone)
+        with pytest.raises(Killed):
+            delete(session, ["r1"], request_id="req", executor=INLINE, trainer=TRAINER)
+    elsewhere = memory_path / "elsewhere"
+    linked_elsewhere(session, "r1", elsewhere)
+    with pytest.raises(IntegrityError, match="found a link"):
+        train(session, executor=INLINE, trainer=TRAINER)
+    assert [request.request_id for request in unfinished_requests(session.workspace)] == ["req"]
+    assert not session.workspace.book.certificates()
+    part = next(entry for entry in session.workspace.vault.root.iterdir() if entry.is_symlink())
+    part.unlink()
+    elsewhere.rename(part)
+    train(session, executor=INLINE, trainer=TRAINER)
+    assert set(session.workspace.book.certificates()) == {"req"}
 
 
 def test_a_damaged_vault_part_stops_a_deletion_loudly(session: Session) -> None:

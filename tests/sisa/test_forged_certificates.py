@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestration.inline import InlineExecutor
+from shards import kinds
 from shards.checks import Check
 from shards.errors import RecipeMismatchError
 from shards.law import check_law
+from shards.sparse import prove
 from shards.workspace import Workspace
 from sisa.certificate import certificate_path
-from sisa.delete import delete
+from sisa.certificate import statement as state
+from sisa.delete import accept, delete
 from sisa.ingest import Ingested, commit
 from sisa.replay import replay
 from sisa.session import Session
@@ -23,10 +26,13 @@ from sisa.verify import Evidence, verify
 from sisa.verify_workspace import verify_against
 from tests.sisa.forging import (
     Forgery,
+    accept_anew,
     failed,
+    follow,
     forge,
     from_the_file,
     head_size,
+    rest_on,
     signed,
     with_the_workspace,
 )
@@ -151,6 +157,90 @@ def test_a_signed_lie_fails(session: Session, change: Forgery) -> None:
     path = lie(session, change)
     assert failed(with_the_workspace(path, session.workspace, replayer))
     assert bool(failed(from_the_file(path, session.workspace))) == (change is not _claim_other_records)
+
+
+LOGGED = "the facts it rests on are in the operator's log"
+SAID = "its fields are what the logged facts say"
+SERVED = "no purged checkpoint is in a served lineage"
+ABSENT = "the records are in no slice that the served heads were trained on"
+Statement = dict[str, Any]
+
+
+def accept_it_again(workspace: Workspace, statement: Statement) -> None:
+    accept_anew(workspace, statement)
+
+
+def tell_facts_out_of_order(_: Workspace, statement: Statement) -> None:
+    log = statement["predicate"]["log"]
+    first, second, *rest = log["facts"]
+    log["facts"] = [first, *rest, second]
+
+
+def tell_a_fact_twice(_: Workspace, statement: Statement) -> None:
+    log = statement["predicate"]["log"]
+    at, slice_fact = next((at, fact) for at, fact in enumerate(log["facts"]) if fact["kind"] == kinds.SLICE)
+    log["facts"].insert(at, slice_fact)
+
+
+def say_that_a_deleted_record_was_never_there(workspace: Workspace, statement: Statement) -> None:
+    accept_anew(workspace, statement, kind="not-present")
+
+
+def say_that_something_was_deleted_which_is_not_told(workspace: Workspace, statement: Statement) -> None:
+    statement["predicate"]["request"]["targets"]["tags"] = []
+    accept_anew(workspace, statement)
+
+
+def say_that_a_record_was_deleted_from_no_part(_: Workspace, statement: Statement) -> None:
+    log = statement["predicate"]["log"]
+    log["facts"] = [fact for fact in log["facts"] if fact["kind"] != kinds.ERASURE]
+    follow(statement)
+
+
+def leave_a_deleted_record_without_its_tombstone(workspace: Workspace, statement: Statement) -> None:
+    """Its tag may come back; the tombstone that stands is for a record that never was."""
+    said, never = statement["predicate"], "ab" * 32
+    said["request"]["targets"]["tombstones"] = [never]
+    steps = [step for chain in workspace.plan().chains for step in chain.steps]
+    said["absence"] = {never: [prove(step.leaves, bytes.fromhex(never)).to_json() for step in steps]}
+    accept_anew(workspace, statement)
+
+
+def purge_what_is_served(workspace: Workspace, statement: Statement) -> None:
+    made = next(iter(workspace.book.live().values()))
+    body = {"checkpoints": [made.key], "objects": [made.files], "requests": ["req"], "method": "unlink"}
+    rest_on(workspace, statement, [(kinds.PURGE, body)])
+    follow(statement)
+
+
+@pytest.mark.parametrize(
+    ("harm", "names"),
+    [
+        (accept_it_again, []),
+        (tell_facts_out_of_order, [LOGGED]),
+        (tell_a_fact_twice, [LOGGED]),
+        (say_that_a_deleted_record_was_never_there, [SAID]),
+        (say_that_something_was_deleted_which_is_not_told, [SAID]),
+        (say_that_a_record_was_deleted_from_no_part, [SAID]),
+        (leave_a_deleted_record_without_its_tombstone, [ABSENT]),
+        (purge_what_is_served, [SERVED]),
+    ],
+)
+def test_each_lie_that_is_consistent_otherwise_fails_its_one_check(
+    session: Session, harm: Callable[[Workspace, Statement], None], names: list[str]
+) -> None:
+    """What follows from the lie is told with it: facts are logged, digests and proofs are right."""
+    workspace, statement = session.workspace, signed(session.workspace, "req")
+    harm(workspace, statement)
+    assert failed(from_the_file(forge(workspace, statement, "req", head_size(statement)), workspace)) == names
+
+
+def test_a_statement_that_names_no_record_at_all_fails(session: Session) -> None:
+    request = accept(session, [], [], [], "nothing")
+    size = len(session.workspace.ledger.since(0))
+    statement = state(session.workspace, request, check_law(session.workspace), size)
+    path = forge(session.workspace, statement, "nothing", size)
+    assert failed(from_the_file(path, session.workspace)) == [ABSENT]
 
 
 def test_a_replay_that_could_not_be_run_is_not_checked(session: Session) -> None:

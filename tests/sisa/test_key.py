@@ -31,7 +31,10 @@ from sisa.signing import sign
 from sisa.verify import BOUND, ORIGIN
 from sisa.verify_workspace import verify_against
 from tests.exactness.oracle import assert_equals_fresh_run, assert_lawful
+from tests.sisa.forging import head_size, seal, signed
 from tests.sisa.trained import TRAINER, checked, failed, forget, public_key, reopened, trained
+
+SEALED = "the certificate itself is in the log"
 
 
 @pytest.fixture
@@ -276,7 +279,24 @@ def test_a_log_that_a_thief_carries_on_with_the_stolen_key_fails(session: Sessio
     done = forget(thief, "r1")
     assert done.certificate is not None
     new = public_key(session)
-    assert "the signature is valid" in failed(checked(done.certificate, [new]))
+    assert failed(checked(done.certificate, [new])) == {"the signature is valid", SEALED}
+    thief.workspace.close()
+
+
+def test_a_log_that_the_stolen_key_carries_on_is_not_believed_for_a_signature_by_the_new_one(
+    session: Session, tmp_path: Path
+) -> None:
+    """Whatever got the new key's signature: the log beside it must be signed by a key of the reader's."""
+    copy, forged = tmp_path / "copy", tmp_path / "forged.json"
+    shutil.copytree(session.workspace.path, copy)
+    rotate(session.workspace, "stolen")
+    signing = read_signing_key(session.workspace.path / "keys")
+    thief = reopened(session, copy)
+    forget(thief, "r1", request_id="req")
+    said = signed(thief.workspace, "req")
+    forged.write_bytes(seal(thief.workspace, sign(canonical_json(said), signing), "req", head_size(said)))
+    assert failed(checked(forged, [public_key(session)])) == {SEALED}
+    assert not failed(checked(forged, [public_key(session), public_key(thief)])), "who trusts both keys trusts it"
     thief.workspace.close()
 
 

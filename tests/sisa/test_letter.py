@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Any
 import pytest
 
 from shards.errors import HeldError, InputError, UnknownRecordError
+from sisa.audit import audit_record
 from sisa.certificate import certificate_path
 from sisa.document import read_certificate
 from sisa.export import export_records
 from sisa.hold import hold, refuse
 from sisa.letter import letter
+from sisa.recover import recover
 from sisa.retention import retire
 from sisa.session import Session
-from tests.sisa.trained import forget, trained
+from tests.sisa.trained import INLINE, TRAINER, forget, held, ingest, restored, rows, trained
 
 WHO = {"requester": "Anna Schmidt", "authoriser": "The DPO", "reason": "I left", "basis": "GDPR Art. 17(1)(b)"}
 
@@ -75,6 +78,106 @@ def test_what_was_done_is_told_in_the_certificates_numbers(session: Session, ids
     assert "we hold no record" not in text
 
 
+def test_after_everything_was_deleted_no_model_is_said_to_be_in_use(session: Session) -> None:
+    forget(session, *held(session), request_id="req")
+    forget(session, "nobody", request_id="absent", ignore_missing=True)
+    text, said = written(session, "req"), predicate_of(session, "req")
+    assert (said["retrained"], said["after"]["heads"]) == ([], [])
+    assert "No model state had to be trained again.\n  No model is in use now.\n" in text
+    assert "that no model is in use.\n" in text
+    assert "shows that\nno model is in use.\n" in written(session, "absent")
+    for wrong in ("bit for bit", "the model in use", " 0 "):
+        assert wrong not in text
+        assert wrong not in written(session, "absent")
+
+
+def test_where_a_whole_shard_was_deleted_nothing_is_said_to_be_trained_again(session: Session) -> None:
+    ids = [stored.record.id for stored in session.workspace.survivors(0)]
+    assert 0 < len(ids) < 12
+    forget(session, *ids, request_id="req")
+    text, said = written(session, "req"), predicate_of(session, "req")
+    assert said["retrained"] == []
+    assert "No model state had to be trained again.\n  The model now in use is bit for bit the model that" in text
+
+
+def test_a_record_that_was_never_trained_was_in_no_model_state(session: Session, tmp_path: Path) -> None:
+    ingest(session, rows(tmp_path / "more.jsonl", 20))
+    forget(session, "r20", request_id="req")
+    assert predicate_of(session, "req")["purged"] == []
+    text = written(session, "req")
+    assert "removed it from our data store. No model state that we store had been trained on it.\n" in text
+    assert "destroyed" not in text
+
+
+def test_one_of_a_thing_is_not_told_as_many(session: Session, tmp_path: Path) -> None:
+    seen = {name: len(audit_record(session.workspace, name)["exposures"]) for name in held(session)}
+    last = next(name for name, count in seen.items() if count == 1)
+    export_records(session, tmp_path / "one.jsonl")
+    forget(session, last, request_id="req")
+    text = written(session, "req")
+    assert "the 1 model state that" in text
+    assert "We trained 1 model state again" in text
+    assert "1 file that may hold the data or results of it was handed out" in text
+
+
+def test_a_model_of_one_set_is_not_told_as_many(memory_path: Path) -> None:
+    session = trained(memory_path / "workspace", 1)
+    forget(session, "nobody", request_id="req", ignore_missing=True)
+    assert "shows that\nthey are not in the one set of records that" in written(session, "req")
+    session.workspace.close()
+
+
+def test_what_is_told_of_several_records_is_grammatical(session: Session) -> None:
+    forget(session, "r1", "r5", request_id="req")
+    text = written(session, "req")
+    assert "that they are in none of the" in text
+    assert "so that they are not taken in again" in text
+
+
+STEERING = "\x1b[31m\u202e\u2066\x9b\u2028\nDear Eve,\r\x07"
+
+
+def steers(text: str) -> bool:
+    """Does anything in it act on a terminal, or begin a line that its author made up?"""
+    made_up = re.search(r"^Dear Eve", text, re.MULTILINE)
+    return made_up is not None or re.search(r"[^\n\x20-\x7e]", text) is not None
+
+
+def test_what_people_said_steers_neither_terminal_nor_letter(session: Session, tmp_path: Path) -> None:
+    assert steers(STEERING)
+    export_records(session, tmp_path / "one.jsonl", "Lab A" + STEERING)
+    forget(session, "r1", request_id="req", who={"requester": "Anna" + STEERING})
+    text = written(session, "req")
+    assert text.startswith("Dear Anna [31m")
+    assert "these recipients: Lab A [31m" in text
+    assert not steers(text)
+    said = {"requester": "Anna" + STEERING, "reason": "tax law" + STEERING, "basis": "Art. 17" + STEERING}
+    refused = refuse(session.workspace, ["r1"], [], "no" + STEERING, said)
+    text = written(session, refused["refusal_id"])
+    for word in ("Dear Anna [31m", "your request no [31m", "Reason: tax law [31m", "Legal basis: Art. 17 [31m"):
+        assert word in text
+    assert not steers(text)
+
+
+def test_a_name_that_was_lost_with_a_backup_is_not_a_row_of_digits(memory_path: Path) -> None:
+    session = trained(memory_path / "workspace", anchor=str(memory_path / "anchor"))
+    with session.driving():
+        shutil.copytree(session.workspace.path, memory_path / "backup")
+    forget(session, "r1", request_id="req", who=WHO)
+    assert written(session, "req").startswith("Dear Anna Schmidt,")
+    session = restored(session, memory_path / "backup")
+    recover(session, executor=INLINE, trainer=TRAINER)
+    assert written(session, "req").startswith("Dear Sir or Madam,")
+    session.workspace.close()
+
+
+def test_recipients_whose_names_were_destroyed_are_not_passed_over(session: Session, tmp_path: Path) -> None:
+    export_records(session, tmp_path / "one.jsonl", "Lab A")
+    forget(session, "r1", request_id="req")
+    (session.workspace.vault.root / "references.json").unlink()
+    assert "these recipients: some whose names we no longer keep." in written(session, "req")
+
+
 def test_ids_that_were_never_held_are_told_beside_what_was_deleted(session: Session) -> None:
     forget(session, "r1", "nobody", "nothing", request_id="req", ignore_missing=True)
     text = written(session, "req")
@@ -108,7 +211,7 @@ def test_recipients_of_exports_are_named(session: Session, tmp_path: Path) -> No
     forget(session, "r1", request_id="req")
     export_records(session, tmp_path / "five.jsonl", "Afterwards Inc.")
     text = written(session, "req")
-    assert "4 file(s)" in text
+    assert "\n4 files that may hold the data or results of it were handed out before." in text
     assert "these recipients: Lab A, University B." in text
     assert "Afterwards" not in text
 
@@ -170,6 +273,9 @@ def test_braces_in_what_was_said_are_no_template(session: Session) -> None:
 def test_there_is_no_letter_about_what_nobody_knows(session: Session) -> None:
     with pytest.raises(UnknownRecordError, match="'nothing'"):
         letter(session.workspace, "nothing")
+    with pytest.raises(UnknownRecordError) as caught:
+        letter(session.workspace, "x" * 100_000)
+    assert len(str(caught.value)) < 300
 
 
 def test_there_is_no_letter_on_a_damaged_certificate(session: Session) -> None:

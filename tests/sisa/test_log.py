@@ -258,7 +258,8 @@ def test_an_extension_between_heads_that_never_were_is_refused(session: Session,
         extension(session.workspace, old, new)
 
 
-def test_what_is_no_certificate_has_no_place_in_the_log(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("{}")
+@pytest.mark.parametrize("text", ["{}", "[" * 100_000])
+def test_what_is_no_certificate_has_no_place_in_the_log(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text(text)
     with pytest.raises(InputError, match="certificate"):
         sealed_size(tmp_path / "x")

@@ -18,7 +18,7 @@ from sisa.delete import delete
 from sisa.export import export_records
 from sisa.hold import hold, lift, refuse
 from sisa.people import KINDS, check_texts, refer, references, told
-from sisa.retention import retire_requests
+from sisa.retention import retire, retire_requests
 from sisa.session import Session
 from tests.sisa.trained import assert_lawful, forget, reopened, trained
 
@@ -182,6 +182,25 @@ def test_a_text_that_was_kept_and_never_referred_to_goes_with_the_next_driver(
     drive(session)
     assert "CANARY" not in texts(session)
     assert check_texts(session.workspace).outcome == "passed"
+
+
+def test_a_retirement_of_holds_refusals_and_recipients_that_was_cut_off_leaves_no_text_behind(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = hold(session.workspace, ["r9"], [], {"reason": "CANARY held"})
+    lift(session.workspace, made["hold_id"], {"reason": "CANARY lifted"})
+    refuse(session.workspace, ["r5"], [], None, {"reason": "CANARY refused"})
+    export_records(session, tmp_path / "out.jsonl", "CANARY recipient")
+    with monkeypatch.context() as patch:
+        patch.setattr(References, "forget", gone)
+        with pytest.raises(Killed):
+            retire(session.workspace, 0)
+    assert texts(session).count("CANARY") == 4
+    assert check_texts(session.workspace).outcome == "failed"
+    drive(session)
+    assert "CANARY" not in texts(session)
+    assert check_texts(session.workspace).outcome == "passed"
+    assert retire(session.workspace, 0) == []
 
 
 def test_what_a_fact_in_force_names_outlives_every_driver(session: Session, tmp_path: Path) -> None:

@@ -73,11 +73,64 @@ def test_a_readmitted_record_is_a_new_version_and_that_is_logged(session: Sessio
 
 def test_only_what_was_deleted_is_readmitted(session: Session, tmp_path: Path) -> None:
     forget(session, "r1")
-    taken = retrain(session, rows(tmp_path / "again.jsonl", 0, 1, 20), readmit=["r0", "r1", "r20", "nobody"])
+    taken = retrain(session, rows(tmp_path / "again.jsonl", 0, 1, 20), readmit=["r0", "r1", "r20"])
     assert (taken.added, taken.unchanged, taken.readmitted) == (2, 1, 1)
     assert {record_id: held(session)[record_id] for record_id in ("r0", "r1", "r20")} == {"r0": 1, "r1": 2, "r20": 1}
     (fact,) = session.workspace.ledger.facts(kinds.READMISSION)
     assert fact.body == {"records": 1}
+
+
+def test_an_id_to_be_readmitted_that_no_line_has_is_refused(session: Session, tmp_path: Path) -> None:
+    """A typing error would leave the record out, and nobody would know."""
+    forget(session, "r1")
+    before = session.workspace.ledger.head()
+    with pytest.raises(RecordError, match=r"no line has the ID 'R1' that --readmit names") as refusal:
+        ingest(session, rows(tmp_path / "again.jsonl", 1, 20), readmit=["R1", "r1", "r5"])
+    assert "'r5'" in refusal.value.found
+    assert "'r1'" not in refusal.value.found
+    assert session.workspace.ledger.head() == before
+
+
+def test_a_strict_readmission_can_be_run_again(session: Session, tmp_path: Path) -> None:
+    """After a kill, or every night: the file's version is deleted, its content is held."""
+    forget(session, "r1")
+    file = rows(tmp_path / "again.jsonl", 1, 2)
+    ingest(session, file, strict=True, readmit=["r1"])  # and killed before training
+    for readmit in (["r1"], []):
+        taken = retrain(session, file, strict=True, readmit=readmit)
+        assert (taken.added, taken.unchanged, taken.tombstoned, taken.readmitted) == (0, 2, 0, 0)
+    assert held(session)["r1"] == 2
+    assert len(session.workspace.ledger.facts(kinds.READMISSION)) == 1
+    assert_lawful(session)
+    assert_equals_fresh_run(session, TRAINER, tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("change", [{"text": "another"}, {"subject": "another"}, {"generation": 5}])
+def test_strict_still_refuses_a_deleted_version_that_is_not_what_is_held(
+    session: Session, tmp_path: Path, change: dict[str, object]
+) -> None:
+    forget(session, "r1")
+    retrain(session, rows(tmp_path / "again.jsonl", 1), readmit=["r1"])
+    other = rows(tmp_path / "other.jsonl", 1, **change)
+    for readmit in (["r1"], []):
+        with pytest.raises(RecordError, match=r"other\.jsonl.*'r1' was deleted"):
+            ingest(session, other, strict=True, readmit=readmit)
+    assert ingest(session, other).tombstoned == 1
+
+
+def test_a_later_version_of_what_is_held_is_refused(session: Session, tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="held with another version"):
+        ingest(session, rows(tmp_path / "later.jsonl", 1, version=2))
+
+
+def test_the_way_to_replace_a_record_that_the_refusal_names_is_one(session: Session, tmp_path: Path) -> None:
+    other = rows(tmp_path / "other.jsonl", 1, text="another")
+    with pytest.raises(RecordError, match=r"another content; to replace it, `sisa delete` it and .* --readmit"):
+        ingest(session, other)
+    forget(session, "r1")
+    assert retrain(session, other, readmit=["r1"]).added == 1
+    assert held(session)["r1"] == 2
+    assert_lawful(session)
 
 
 def test_a_version_declared_in_the_file_is_logged_as_a_readmission_too(session: Session, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import bz2
+import errno
 import gzip
 import io
 import lzma
 import os
 import sqlite3
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -19,13 +21,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestration.inline import InlineExecutor
-from shards import unpacked
+from shards import lock, unpacked
 from shards.needles import Needle, needles
 from shards.records import Record, make_content
 from sisa import residue
 from sisa.delete import delete
 from sisa.ingest import Ingested, commit
-from sisa.residue import Scan, data_check, ray_directories, residue_checks, scan
+from sisa.residue import Scan, data_check, ray_directories, replay_directories, residue_checks, scan
 from sisa.train import train
 from tests.toy import ToyTrainer, stored, toy_recipe, toy_record, toy_session
 
@@ -298,6 +300,48 @@ def test_the_directories_of_ray_are_those_that_exist(tmp_path: Path, monkeypatch
     (tmp_path / "shm").mkdir()
     (tmp_path / "shm" / "plasma1").touch()
     assert ray_directories() == [*places, tmp_path / "shm" / "plasma1"]
+
+
+def test_what_killed_replays_left_in_the_temporary_directory_is_searched_and_a_live_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert replay_directories() == []
+    for name in ("sisa-replay-alive", "sisa-replay-dead", "sisa-replay-early", "another"):
+        (tmp_path / name).mkdir()
+    for name in ("alive", "dead"):
+        (tmp_path / f"sisa-replay-{name}" / "lock").touch()
+    with lock.exclusive(tmp_path / "sisa-replay-alive" / "lock"):
+        assert replay_directories() == [tmp_path / "sisa-replay-dead", tmp_path / "sisa-replay-early"]
+
+
+def test_a_replay_on_a_read_only_view_lies_where_its_left_overs_are_searched(
+    memory_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = toy_session(memory_path / "workspace", toy_recipe())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make = tempfile.mkdtemp
+
+    def read_only(prefix: str, dir: Path | None = None) -> str:  # noqa: A002 - its name there
+        if dir is not None:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return make(prefix=prefix)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", read_only)
+    with session.workspace.scratch() as scratch:
+        assert replay_directories() == []
+        (scratch / "lock").unlink()  # as good as killed
+        assert replay_directories() == [scratch]
+    assert replay_directories() == []
+    session.workspace.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["a Ray cluster with its own temporary directory", "weights of a replay killed on a read-only view"]
+)
+def test_what_no_search_reaches_is_told(name: str, tmp_path: Path) -> None:
+    checks = {check.name: check.outcome for check in residue_checks(scan([tmp_path], wanted()), wanted(), [])}
+    assert checks[name] == "not_checked"
 
 
 def test_after_a_deletion_nothing_of_the_deleted_records_is_in_the_workspace(memory_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from sisa.audit import audit_everything, audit_record
 from sisa.certificate import certificate_path
 from sisa.delete import unfinished_requests
 from sisa.document import read_certificate
+from sisa.export import export_records
 from sisa.hold import hold, lift, refuse
 from sisa.letter import letter
 from sisa.retention import list_tombstones, retire, retire_requests
@@ -310,7 +314,7 @@ def test_retirement_destroys_the_refusals_of_what_was_deleted_and_no_other(sessi
     lift(session.workspace, made["hold_id"])
     forget(session, "r1", request_id="req")
     mine, other = session.workspace.book.refusals()
-    retire(session.workspace, 0)
+    retire_requests(session.workspace, ["req"], "test")
     assert naming(session, tags["r1"]) == []
     assert not session.workspace.store.path(mine.body["object"]).exists()
     assert session.workspace.store.intact(other.body["object"])
@@ -354,3 +358,122 @@ def test_the_law_sees_what_came_back_after_its_retirement_and_is_served_on(sessi
     forget(session, "r1", request_id="two")
     session.workspace.ledger.append([(kinds.MANIFEST, manifest.to_json())])  # an operator who serves it all the same
     assert "nothing served since acceptance saw a deleted record" in {check.name for check in failing(session)}
+
+
+# -- what ages by itself -----------------------------------------------------------------------
+
+
+@contextmanager
+def days_ago(days: int) -> Iterator[None]:
+    """What the ledger records meanwhile is so old."""
+    past = SimpleNamespace(now=lambda zone: datetime.now(zone) - timedelta(days=days))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shards.ledger.datetime", past)
+        yield
+
+
+def bytes_of(session: Session) -> bytes:
+    """Every file of the workspace."""
+    return b"".join(file.read_bytes() for file in session.workspace.path.rglob("*") if file.is_file())
+
+
+def test_a_refusal_by_subject_goes_with_the_deletion_of_that_subject_and_no_other(session: Session) -> None:
+    refuse(session.workspace, [], ["s0"], None, {"reason": "first CANARY"})
+    refuse(session.workspace, [], ["s4"], None, {"reason": "other"})
+    forget(session, subjects=["s0"], request_id="req")
+    mine, other = session.workspace.book.refusals()
+    retire_requests(session.workspace, ["req"], "test")
+    assert not session.workspace.store.path(mine.body["object"]).exists()
+    assert b"CANARY" not in bytes_of(session)
+    assert session.workspace.store.intact(other.body["object"])
+    assert "other" in letter(session.workspace, other.body["refusal_id"])
+    assert_lawful(session)
+
+
+def test_a_refusal_of_what_was_never_deleted_is_retired_when_it_is_old(session: Session) -> None:
+    with days_ago(10):
+        old = refuse(session.workspace, ["r5"], ["s2"], None, {"requester": "Anna CANARY", "reason": "tax law"})
+    young = refuse(session.workspace, ["r6"], [], None, {"reason": "a court"})
+    gone, kept = session.workspace.book.refusals()
+    assert retire(session.workspace, 11) == []
+    assert not session.workspace.ledger.facts(kinds.RETIRED)
+    assert retire(session.workspace, 9) == [old["refusal_id"]]
+    (fact,) = session.workspace.ledger.facts(kinds.RETIRED)
+    assert fact.body == {"requests": [], "objects": [gone.body["object"]], "rule": "older than 9 days"}
+    assert not session.workspace.store.path(gone.body["object"]).exists()
+    assert b"CANARY" not in bytes_of(session)
+    with pytest.raises(InputError, match="retired"):
+        letter(session.workspace, old["refusal_id"])
+    assert session.workspace.store.intact(kept.body["object"])
+    assert "a court" in letter(session.workspace, young["refusal_id"])
+    assert retire(session.workspace, 9) == []
+    assert_lawful(session)
+
+
+def test_a_hold_is_retired_when_it_was_lifted_long_ago(session: Session) -> None:
+    """The age that counts is that of the lifting; what is in force has none."""
+    with days_ago(20):
+        first, second, third = (hold(session.workspace, [name], [], {"reason": f"CANARY {name}"}) for name in "abc")
+    with days_ago(10):
+        lift(session.workspace, first["hold_id"], {"authoriser": "CANARY lifted"})
+    lift(session.workspace, second["hold_id"])
+    assert retire(session.workspace, 11) == []
+    assert retire(session.workspace, 9) == [first["hold_id"]]
+    left = bytes_of(session)
+    assert b"CANARY a" not in left
+    assert b"CANARY lifted" not in left
+    assert b"CANARY b" in left
+    assert retire(session.workspace, 0) == [second["hold_id"]]
+    assert b"CANARY b" not in bytes_of(session)
+    assert b"CANARY c" in bytes_of(session)
+    assert list(session.workspace.book.holds()) == [third["hold_id"]]
+    assert retire(session.workspace, 0) == []
+    assert_lawful(session)
+
+
+def test_a_recipient_is_retired_when_nothing_was_handed_to_them_for_so_long(session: Session, tmp_path: Path) -> None:
+    with days_ago(20):
+        for recipient in ("CANARY one", "CANARY two"):
+            export_records(session, tmp_path / "out.jsonl", recipient)
+    export_records(session, tmp_path / "out.jsonl", "CANARY two")
+    one, two, _ = [fact.body["recipient"] for fact in session.workspace.book.derived()]
+    assert retire(session.workspace, 19) == [one]
+    assert b"CANARY one" not in bytes_of(session)
+    assert b"CANARY two" in bytes_of(session)
+    assert retire(session.workspace, 19) == []
+    assert retire(session.workspace, 0) == [two]
+    assert b"CANARY" not in bytes_of(session)
+    assert_lawful(session)
+
+
+def test_a_recipient_who_comes_back_after_their_retirement_is_remembered_again(
+    session: Session, tmp_path: Path
+) -> None:
+    export_records(session, tmp_path / "out.jsonl", "CANARY")
+    retire(session.workspace, 0)
+    export_records(session, tmp_path / "out.jsonl", "CANARY")
+    forget(session, "r1")
+    assert b"CANARY" in bytes_of(session)
+    assert len(retire(session.workspace, 0)) == 2
+    assert b"CANARY" not in bytes_of(session)
+
+
+def test_what_is_still_said_elsewhere_outlives_what_is_old(session: Session) -> None:
+    with days_ago(10):
+        refuse(session.workspace, ["r5"], [], None, {"requester": "Anna", "reason": "CANARY"})
+    forget(session, "r1", who={"requester": "Anna"})
+    retire(session.workspace, 9)
+    assert b"CANARY" not in bytes_of(session)
+    assert b"Anna" in bytes_of(session)
+
+
+def test_a_certificate_that_was_lost_and_issued_again_makes_no_request_younger(session: Session) -> None:
+    with days_ago(10):
+        forget(session, "r1", request_id="req")
+    certificate_path(session.workspace, "req").unlink()
+    retrain(session)
+    first, second = session.workspace.book.issued("req")
+    assert first.created < second.created
+    assert list_tombstones(session.workspace)[0]["completed"] == first.created
+    assert retire(session.workspace, 11) == []
+    assert retire(session.workspace, 9) == ["req"]

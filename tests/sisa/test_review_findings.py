@@ -148,11 +148,11 @@ def test_a_lost_private_key_does_not_stop_an_auditor(session: Session) -> None:
 
 
 def test_a_missing_tag_key_is_the_readers_mistake(session: Session, tmp_path: Path) -> None:
-    from shards.errors import StorageError
+    from shards.errors import InputError
 
     done = forget(session, "r1")
     assert done.certificate is not None
-    with pytest.raises(StorageError):
+    with pytest.raises(InputError, match="check the path"):
         checked(done.certificate, tag_key=tmp_path / "none", record_id="r1")
 
 

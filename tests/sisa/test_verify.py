@@ -16,7 +16,7 @@ from sisa.replay import replay
 from sisa.session import Session
 from sisa.train import train
 from sisa.verify import BOUND, FRESH, ORIGIN, Evidence, verify
-from sisa.verify_workspace import Replayer, ReplayScope, verify_against
+from sisa.verify_workspace import READABLE, REPLAYS, Replayer, ReplayScope, verify_against, _superseded
 from tests.toy import ToyTrainer, toy_recipe, toy_session
 
 
@@ -74,7 +74,8 @@ def test_more_evidence_turns_not_checked_into_passed_and_nothing_into_failed(
     assert {name for name, outcome in alone.items() if outcome == "not_checked"} == {ORIGIN, FRESH, BOUND}
     assert {name for name, outcome in keyed.items() if outcome == "not_checked"} == {FRESH, BOUND}
     assert set(everything.values()) == {"passed"}
-    assert whole["the training, run anew, gives the same bits"] == "not_checked"
+    assert {whole[name] for name in REPLAYS.values()} == {"not_checked"}
+    assert full[REPLAYS["V3"]] == "passed", "the hit shards are among all shards"
     assert full["shard 0 trained anew gives the stored bits"] == "passed"
     for outcomes in (alone, keyed, whole, full):
         assert "failed" not in outcomes.values()
@@ -97,7 +98,38 @@ def test_an_affected_replay_trains_the_hit_shards_and_a_full_one_all(session: Se
 
 def test_without_somebody_to_do_it_a_replay_is_not_checked(session: Session, certificate: Path) -> None:
     outcomes = by_name(against(certificate, session.workspace.path, "full"))
-    assert outcomes["the training, run anew, gives the same bits"] == "not_checked"
+    assert {outcomes[name] for name in REPLAYS.values()} == {"not_checked"}
+
+
+def test_an_affected_replay_says_that_the_other_shards_were_not_trained(session: Session, certificate: Path) -> None:
+    checks = against(certificate, session.workspace.path, "affected", replayed)
+    levels = {check.level: check.outcome for check in checks if check.level in REPLAYS}
+    assert levels == {"V3": "passed", "V4": "not_checked"}
+
+
+@pytest.mark.parametrize(("scope", "full"), [("affected", "not_checked"), ("full", "passed")])
+def test_a_replay_for_a_record_that_was_never_held_has_no_shard_to_train_and_fails_nothing(
+    scope: ReplayScope, full: str, session: Session
+) -> None:
+    delete(session, ["nobody"], request_id="none", ignore_missing=True, executor=InlineExecutor(), trainer=ToyTrainer())
+    path = session.workspace.path
+    checks = against(path / "certificates" / "none.json", path, scope, replayed)
+    assert "failed" not in by_name(checks).values()
+    assert {check.outcome for check in checks if check.level == "V4"} == {full}
+    (third,) = (check for check in checks if check.level == "V3")
+    assert (third.outcome, third.detail) == ("not_checked", "the request hit no shard")
+
+
+def test_a_workspace_that_cannot_be_read_leaves_every_replay_not_checked(
+    session: Session, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        raise KeyError("spoilt")
+
+    monkeypatch.setattr("sisa.verify_workspace.check_law", broken)
+    outcomes = by_name(against(certificate, session.workspace.path, "full", replayed))
+    assert outcomes[READABLE] == "failed"
+    assert {outcomes[name] for name in REPLAYS.values()} == {"not_checked"}
 
 
 def test_a_directory_that_is_no_workspace_is_the_callers_mistake(
@@ -122,6 +154,7 @@ def test_a_trainer_that_computes_something_else_is_found_out(session: Session, c
     outcomes = by_name(against(certificate, session.workspace.path, "full", other))
     assert outcomes["shard 0 trained anew gives the stored bits"] == "failed"
     assert outcomes["shard 1 trained anew gives the stored bits"] == "failed"
+    assert outcomes[REPLAYS["V3"]] == "not_checked", "which shards it was is told by their own lines"
 
 
 def test_a_replay_in_another_environment_class_is_not_comparable(session: Session, certificate: Path) -> None:
@@ -129,6 +162,7 @@ def test_a_replay_in_another_environment_class_is_not_comparable(session: Sessio
         return replay(opened, shards, level, InlineExecutor(), ToyTrainer((("machine", "another"),)))
 
     checks = against(certificate, session.workspace.path, "full", elsewhere)
+    assert by_name(checks)[REPLAYS["V3"]] == "not_checked"
     outcomes = [check for check in checks if check.level == "V4"]
     assert {check.outcome for check in outcomes} == {"not_checked"}
     assert all("'another' instead of 'toy'" in check.detail for check in outcomes)
@@ -141,6 +175,19 @@ def test_an_earlier_certificate_is_superseded_and_never_failed(session: Session,
         assert "failed" not in by_name(checks).values()
     heads = next(check for check in checks if check.name == "heads on disk are the heads certified")
     assert "superseded" in heads.detail
+    outcomes = {check.level: check.outcome for check in checks}
+    assert (outcomes["V3"], outcomes["V4"]) == ("not_checked", "not_checked"), "today's bits are not those certified"
+
+
+def test_a_replay_is_of_what_was_certified_and_not_only_of_what_is_stored(
+    session: Session, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document, _ = verify(certificate, Evidence())
+    assert document is not None
+    document.predicate["lineages"][0]["links"][-1]["tensors"] = "ab" * 32
+    shard = document.predicate["lineages"][0]["shard"]
+    found = _superseded(session.workspace, document.predicate, "V4", [shard])
+    assert (found[shard].outcome, found[shard].level) == ("failed", "V4")
 
 
 def test_records_that_wait_for_training_are_not_checked(session: Session, certificate: Path, tmp_path: Path) -> None:
