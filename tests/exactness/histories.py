@@ -11,7 +11,7 @@ import json
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import sisa.delete as deletion
 from orchestration import reconcile
 from orchestration.executor import ChainOrder, Executor, Outcome, SliceTrainer, order, perform
 from orchestration.inline import InlineExecutor
-from shards.errors import SisaError
+from shards.errors import SisaError, UnknownRecordError
 from shards.files import TEMPORARY
 from shards.law import check_law
 from shards.ledger import Ledger
@@ -268,7 +268,8 @@ class World:
                 ids = [*(record(number).id for number in numbers), *map("never{}".format, unknown)]
                 self._delete(executor, ids=ids)
             case DeleteSubject(subject):
-                self._delete(executor, subjects=[subject])
+                with suppress(UnknownRecordError):  # never held, of which nothing can be certified
+                    self._delete(executor, subjects=[subject])
             case Train() if self._actual():
                 file = self.path / "held.jsonl"  # of records that are held, which is no news
                 export_records(self.session, file)
