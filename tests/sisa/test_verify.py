@@ -16,7 +16,7 @@ from sisa.replay import replay
 from sisa.session import Session
 from sisa.train import train
 from sisa.verify import BOUND, FRESH, ORIGIN, Evidence, verify
-from sisa.verify_workspace import READABLE, REPLAYS, Replayer, ReplayScope, verify_against, _superseded
+from sisa.verify_workspace import READABLE, REPLAYS, Replayer, ReplayScope, _superseded, verify_against
 from tests.toy import ToyTrainer, toy_recipe, toy_session
 
 
