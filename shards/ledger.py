@@ -151,6 +151,8 @@ class Ledger:
         """
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
         texts = [(kind, canonical_json(dict(body)).decode()) for kind, body in facts]
+        if not texts:
+            return []
         with self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:

@@ -143,7 +143,7 @@ def _signed(document: Document, pinned: Sequence[Ed25519PublicKey]) -> list[Chec
     """Is it signed, and is it known by whom? A key inside the file shows integrity, never origin."""
     name = "the signature is valid"
     inside = _stated_key(document.predicate["issuer"]["public_key"])
-    key = next((key for key in pinned or [inside] if verify_signature(document.envelope, key)), None)
+    key = inside if inside in (pinned or [inside]) and verify_signature(document.envelope, inside) else None
     if key is None:
         problem = "no signature by this key over these bytes: wrong key, or edited"
         return [judged("V1", name, [problem], ""), unchecked("V1", ORIGIN, "the signature is not valid")]
@@ -210,7 +210,9 @@ def _in_log(document: Document, pinned: Sequence[Ed25519PublicKey]) -> list[Chec
     problems = _unlogged(head, facts)
     keys = _keys_in_force((logged.fact for logged in facts), pinned)
     problems += _heads_signed(log["origin"], [(log["head"], head)], keys)
-    if document.predicate["issuer"]["public_key"].encode() != _pem(_key_at(keys, head.size)):
+    key = _key_at(keys, head.size)
+    stated = document.predicate["issuer"]["public_key"].encode()
+    if key is None or stated != public_pem(key):
         problems.append("the key that signed it is not the one in force in the log")
     checks = [judged("V1", "the facts it rests on are in the operator's log", problems, f"{len(facts)} of {head.size}")]
     name = "the certificate itself is in the log"
@@ -257,10 +259,6 @@ def _heads_signed(origin: str, heads: Sequence[tuple[str, TreeHead]], keys: _Key
         if head.origin != origin or key is None or not signed_by(note, key):
             problems.append(f"tree head {head.size} is not signed by the key in force in this log")
     return problems
-
-
-def _pem(key: Ed25519PublicKey | None) -> bytes:
-    return b"" if key is None else public_pem(key)
 
 
 # -- V1: what was done --------------------------------------------------------------------------

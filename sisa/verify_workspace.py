@@ -92,8 +92,7 @@ def _compared(workspace: Workspace, document: Document, anchor: str | None) -> l
     ledger = [*_against_ledger(workspace, document), Check("V1", anchored.name, anchored.outcome, anchored.detail)]
     if any(check.outcome == "failed" for check in ledger):
         return [*ledger, unchecked("V2", "what the workspace stores", "the ledger does not bear the certificate out")]
-    forgotten = {bytes.fromhex(tag) for tag in predicate["request"]["targets"]["tombstones"]}
-    checks = [*ledger, _heads_on_disk(workspace, predicate), _absence(workspace, forgotten), _records(workspace)]
+    checks = [*ledger, _heads_on_disk(workspace, predicate), _absence(workspace, predicate), _records(workspace)]
     return checks + [Check("V2", check.name, check.outcome, check.detail) for check in check_law(workspace)]
 
 
@@ -210,8 +209,11 @@ def _heads_on_disk(workspace: Workspace, predicate: dict[str, Any]) -> Check:
     return judged("V1", name, problems, f"{compared} heads{later}")
 
 
-def _absence(workspace: Workspace, forgotten: set[bytes]) -> Check:
+def _absence(workspace: Workspace, predicate: dict[str, Any]) -> Check:
     name = "the deleted records are in no live training set"
+    if predicate["request"]["id"] in workspace.book.retired():
+        return unchecked("V2", name, "the request was retired, and its records may be taken in again")
+    forgotten = {bytes.fromhex(tag) for tag in predicate["request"]["targets"]["tombstones"]}
     visible = workspace.visible_sets()
     live = workspace.book.live()
     problems = [

@@ -477,3 +477,16 @@ def test_a_certificate_that_was_lost_and_issued_again_makes_no_request_younger(s
     assert list_tombstones(session.workspace)[0]["completed"] == first.created
     assert retire(session.workspace, 11) == []
     assert retire(session.workspace, 9) == ["req"]
+
+
+def test_a_kept_certificate_of_a_retired_request_is_not_contradicted_by_a_return(
+    session: Session, tmp_path: Path
+) -> None:
+    done = forget(session, "r1", request_id="one")
+    assert done.certificate is not None
+    document = read_certificate(done.certificate.read_bytes())
+    retire(session.workspace, 0)
+    retrain(session, rows(tmp_path / "again.jsonl", 1))
+    checks = {check.name: check.outcome for check in verify_against(document, session.workspace.path)}
+    assert "failed" not in checks.values()
+    assert checks["the deleted records are in no live training set"] == "not_checked"

@@ -73,6 +73,10 @@ def move_on(session: Session) -> None:
 # -- what is stored is not what was certified -------------------------------------------------------
 
 
+def leave_all_as_it_is(_: Session) -> None:
+    """No harm."""
+
+
 def store_other_tensors_for_a_head(session: Session) -> None:
     """The object is whole, and the fact that names it says the old tensors."""
     workspace = session.workspace
@@ -112,7 +116,7 @@ def lose_a_part_of_the_vault(session: Session) -> None:
 @pytest.mark.parametrize(
     ("harm", "request_id", "names"),
     [
-        (lambda _: None, "req", []),
+        (leave_all_as_it_is, "req", []),
         (move_on, "req", []),
         (store_other_tensors_for_a_head, "req", [HEADS, TENSORS]),
         (store_a_purged_checkpoint_again, "latest", [UNSEEN, STORED, PLANNED]),
@@ -131,8 +135,8 @@ def test_each_harm_to_what_is_stored_fails_its_check(
 # -- what the ledger says is not what was certified -------------------------------------------------
 
 
-def forget_the_request(session: Session) -> None:
-    """The log is signed anew without it; it still names the certificate."""
+def forget_the_requests(session: Session) -> None:
+    """The log is signed anew without any; it still names the certificates."""
     sign_anew(session.workspace, lambda facts: [fact for fact in facts if fact[0] != kinds.REQUEST])
 
 
@@ -163,7 +167,7 @@ def certify_tensors_that_a_step_never_had(session: Session) -> None:
 @pytest.mark.parametrize(
     ("harm", "names"),
     [
-        (forget_the_request, [TOMBSTONES]),
+        (forget_the_requests, [TOMBSTONES]),
         (tell_the_same_at_another_time, [CLAIMS]),
         (certify_tensors_that_a_step_never_had, [CLAIMS]),
     ],
@@ -175,6 +179,15 @@ def test_each_harm_to_the_ledger_fails_its_check(
     path = certificate_path(session.workspace, "req")
     assert failed(from_the_file(path, session.workspace)) == []
     assert failed(with_the_workspace(path, session.workspace)) == names
+
+
+def test_a_statement_of_absence_whose_request_is_not_in_the_ledger_fails(session: Session) -> None:
+    """It has no tombstone to be missed."""
+    accept(session, [], [], [session.workspace.tag("nobody").hex()], "req-2")
+    retrain(session)
+    forget_the_requests(session)
+    path = certificate_path(session.workspace, "req-2")
+    assert failed(with_the_workspace(path, session.workspace)) == [TOMBSTONES]
 
 
 def test_absence_from_a_release_that_was_superseded_before_the_request_fails(session: Session) -> None:
