@@ -7,7 +7,7 @@ fact in one transaction; an object without a fact is swept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +28,13 @@ class Progress:
     Attributes:
         done, total: steps.
         outcome: the step that ended.
+        shards: shard → records in each of its steps, in order.
     """
 
     done: int
     total: int
     outcome: Outcome | None
+    shards: Mapping[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +78,13 @@ def reconcile(
     executor: Executor,
     trainer: SliceTrainer,
     progress: Callable[[Progress], None] = lambda _: None,
+    shards: Set[int] | None = None,
 ) -> Reconciled:
     """Train what the plan of the surviving records lacks, and serve the result.
 
-    The caller drives the workspace. A step that fails ends its chain, which is served up to there;
-    the others go on. The caller decides what to do about ``errors``.
+    Only in ``shards``, if they are named: the others wait, served as far as they are clean. The caller
+    drives the workspace. A step that fails ends its chain, which is served up to there; the others go on.
+    The caller decides what to do about ``errors``.
 
     Raises:
         IntegrityError: if a damaged checkpoint, trained again, has other bits than its fact says.
@@ -89,10 +93,11 @@ def reconcile(
     plan = workspace.plan()
     recorded = workspace.book.live()
     intact = workspace.intact()
-    chains = schedule(plan, intact, recorded)
+    chains = [chain for chain in schedule(plan, intact, recorded) if shards is None or chain.shard in shards]
     total = sum(len(chain.steps) for chain in chains)
     _begin(workspace, plan, chains)
-    progress(Progress(0, total, None))
+    sizes = records_in(chains)
+    progress(Progress(0, total, None, sizes))
     trained: list[Checkpoint] = []
     errors: list[SisaError] = []
     seconds = 0.0
@@ -105,10 +110,16 @@ def reconcile(
             errors.append(outcome.error)
         elif outcome.error is not None:
             errors.append(failure(outcome.error, outcome.shard))
-        progress(Progress(len(trained), total, outcome))
+        progress(Progress(len(trained), total, outcome, sizes))
     manifest = publish(workspace, plan)
     # An ingest may have put a record before stored steps; what the plan no longer has is dropped.
-    purge(workspace, frozenset(workspace.book.live()) - frozenset(plan.steps()), ())
+    steps = plan.steps()
+    fallen = {
+        key
+        for key, made in workspace.book.live().items()
+        if key not in steps and (shards is None or made.link.shard in shards)
+    }
+    purge(workspace, frozenset(fallen), ())
     return Reconciled(
         manifest=manifest,
         trained=tuple(trained),
@@ -117,6 +128,11 @@ def reconcile(
         damaged=tuple(sorted(set(recorded) - set(intact))),
         errors=tuple(errors),
     )
+
+
+def records_in(chains: Iterable[ChainOrder]) -> dict[int, tuple[int, ...]]:
+    """Shard → records in each of the steps to train."""
+    return {chain.shard: tuple(len(step.members) for step in chain.steps) for chain in chains}
 
 
 def _begin(workspace: Workspace, plan: Plan, chains: Sequence[ChainOrder]) -> None:

@@ -194,11 +194,20 @@ class Book:
         return [(head, live[head.checkpoint]) for head in heads]
 
     def requests(self) -> list[tuple[Fact, DeletionRequest]]:
-        """Every request ever accepted, oldest first, with its fact."""
-        retired = self.retired()
-        return self._each(
-            lambda fact: (fact, DeletionRequest.from_json(fact.body, self._read_targets(fact, retired))), kinds.REQUEST
-        )
+        """Every request ever accepted and not withdrawn, oldest first, with its fact."""
+        retired, withdrawn = self.retired(), {fact.seq for fact in self.withdrawn()}
+        return [
+            _understood(
+                fact, lambda fact: (fact, DeletionRequest.from_json(fact.body, self._read_targets(fact, retired)))
+            )
+            for fact in self.ledger.facts(kinds.REQUEST)
+            if fact.seq not in withdrawn
+        ]
+
+    def withdrawn(self) -> list[Fact]:
+        """Facts of the requests that were withdrawn before they were begun, oldest first."""
+        named = set(self._each(lambda fact: int(fact.body["fact"]), kinds.CANCEL))
+        return [fact for fact in self.ledger.facts(kinds.REQUEST) if fact.seq in named]
 
     def holds(self) -> dict[str, tuple[Fact, Targets]]:
         """Legal holds in force, by ID, with what they cover."""

@@ -28,6 +28,7 @@ class DeletionRequest:
         backup_days: how long the operator's backups live, if that is declared.
         before: digest and heads of the manifest served when the request came.
         impact: what was planned on acceptance (the JSON of :class:`shards.plan.Impact`).
+        queued: it was accepted to be worked off later, with others.
         retired: its tombstones were destroyed by retention rule.
     """
 
@@ -39,6 +40,7 @@ class DeletionRequest:
     backup_days: int | None
     before: dict[str, Any]
     impact: dict[str, Any]
+    queued: bool = False
     retired: bool = False
 
     @property

@@ -11,6 +11,8 @@ Facts, in the order in which a workspace meets them:
     checkpoint/1   a step was trained
     manifest/1     what is served from now on
     request/1      a deletion was accepted: its tombstones hold from here
+    cancel/1       a deletion that was not begun was withdrawn
+    failure/1      an attempt to work off requests failed; they wait for the next
     refusal/1      a deletion was refused
     hold/1         a legal hold: these records may not be deleted
     release/1      a legal hold was lifted
@@ -39,6 +41,8 @@ RUN = "run/1"
 CHECKPOINT = "checkpoint/1"
 MANIFEST = "manifest/1"
 REQUEST = "request/1"
+CANCEL = "cancel/1"
+FAILURE = "failure/1"
 REFUSAL = "refusal/1"
 HOLD = "hold/1"
 RELEASE = "release/1"
@@ -54,4 +58,4 @@ RESTORE = "restore/1"
 END = "end/1"
 
 # Facts after which a certificate signed before says less than everything about the present.
-CHANGING = (INGEST, SLICE, CHECKPOINT, MANIFEST, REQUEST, ERASURE, PURGE, DERIVED, KEY, RETIRED, RESTORE)
+CHANGING = (INGEST, SLICE, CHECKPOINT, MANIFEST, REQUEST, CANCEL, ERASURE, PURGE, DERIVED, KEY, RETIRED, RESTORE)

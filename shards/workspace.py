@@ -248,6 +248,7 @@ class Workspace:
         lists = {stored.checkpoint.seen for stored in history}
         lists |= {made.leaves for _, made in self.book.commitments()}
         lists |= {fact.body["object"] for fact in self.ledger.facts(kinds.REQUEST, kinds.REFUSAL)}
+        lists -= {fact.body["object"] for fact in self.book.withdrawn()}
         lists |= {fact.body["object"] for fact, _ in self.book.holds().values()}
         return frozenset((lists - self.book.destroyed_objects()) | live | current)
 

@@ -171,9 +171,10 @@ def bring_up_to_date(workspace: Workspace, location: str | None) -> None:
     for name, data in _documents(workspace).items():
         if known.get(name) != data:
             anchor.put_request(name, data)  # refuses to replace other bytes
-    retired = {request.object for _, request in workspace.book.requests() if request.retired}
-    for fact, _ in anchored_requests(anchor) if retired else ():
-        if fact.body["object"] in retired:
+    gone = {request.object for _, request in workspace.book.requests() if request.retired}
+    gone |= {fact.body["object"] for fact in workspace.book.withdrawn()}
+    for fact, _ in anchored_requests(anchor) if gone else ():
+        if fact.body["object"] in gone:
             anchor.remove_request(_name(fact))
     note = workspace.ledger.head()
     if anchor.head() != note:

@@ -141,9 +141,10 @@ def _predicate(workspace: Workspace, request: DeletionRequest, law: Sequence[Che
     if found is None:
         raise IntegrityError(f"request {request.request_id} in the ledger", "none", "run `sisa audit --all`")
     accepted = found[0]
-    live = workspace.book.live()
-    chains = [_trained(chain, live) for chain in workspace.plan().chains]
-    before = {stored.checkpoint.key for stored in workspace.book.checkpoints() if stored.seq < accepted.seq}
+    stored = workspace.book.live()
+    chains = [_trained(chain, stored) for chain in workspace.plan().chains]
+    live = {step.key: stored[step.key] for chain in chains for step in chain}  # not what other requests will purge
+    before = {made.checkpoint.key for made in workspace.book.checkpoints() if made.seq < accepted.seq}
     erasures = _about(workspace, kinds.ERASURE, request)
     purges = _about(workspace, kinds.PURGE, request)
     purged = sorted(key for fact in purges for key in fact.body["checkpoints"])

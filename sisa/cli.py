@@ -15,7 +15,7 @@ import click
 
 from shards.errors import InputError, SisaError, StorageError
 from sisa import __version__
-from sisa.commands import flows, people, proof, trust
+from sisa.commands import flows, people, proof, queue, trust
 from sisa.printing import err, print_error
 
 _COMMANDS = [
@@ -24,6 +24,8 @@ _COMMANDS = [
     flows.train,
     flows.predict,
     flows.delete,
+    queue.requests,
+    queue.work,
     proof.verify,
     proof.audit,
     flows.status,

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from orchestration.batching import Rule
 from shards.digest import canonical_json, digest
 from shards.errors import ConfigError
 from shards.files import replace_file
@@ -119,6 +120,22 @@ class RunOptions(_Section):
         ge=0,
         le=36_500,
         description="days after which every backup of this workspace is gone; needs anchor; null: not declared",
+    )
+    queue_policy: Rule = Field(
+        default="window",
+        description="when `sisa work` works queued deletions off: now; window: once the oldest waited "
+        "queue_window_hours; deadline: as late as may be; cost: once working together saves queue_saving",
+    )
+    queue_window_hours: float = Field(default=24, ge=0, description="how long queued deletions wait for company")
+    queue_saving: float = Field(default=0.5, ge=0, lt=1, description="share of work that queue_policy cost is to save")
+    deadline_days: float = Field(
+        default=30, gt=0, description="days after which an accepted deletion must be done (GDPR Art. 12(3): a month)"
+    )
+    deadline_margin_hours: float = Field(default=72, ge=0, description="how long before its deadline it is begun")
+    requester_quota: int | None = Field(
+        default=None,
+        ge=1,
+        description="deletions of one requester in 30 days; further ones wait for their deadline; null: no limit",
     )
     max_new_tokens: int = Field(default=64, ge=1, description="longest answer that predict generates")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,7 @@ def delete(
     request_id: str | None = None,
     dry_run: bool = False,
     ignore_missing: bool = False,
+    queue: bool = False,
     who: Mapping[str, str] = NOBODY,
     executor: Executor | None = None,
     trainer: SliceTrainer | None = None,
@@ -120,6 +121,7 @@ def delete(
         dry_run: only compute the impact.
         ignore_missing: leave out IDs and subjects that were never held; the certificate says that the
             IDs are not present.
+        queue: only accept: nothing served saw the records from here on; ``sisa work`` does the rest.
         who: texts for requester, authoriser, reason and basis; the ledger keeps keyed references.
         executor, trainer: in place of those that the configuration names.
         report: told of every step that ends.
@@ -151,9 +153,15 @@ def delete(
             refuse_held(session.workspace, target.records, request_id, who)
             if target.records or target.absent:
                 references = refer(session.workspace, who)
-                covering.append(accept(session, target.records, target.subjects, target.absent, request_id, references))
-            if any(request in covering for request in unfinished_requests(session.workspace)):
-                done = finish_requests(session, executor, trainer, report)
+                covering.append(
+                    accept(
+                        session, target.records, target.subjects, target.absent, request_id, references, queued=queue
+                    )
+                )
+            asked = [request for request in unfinished_requests(session.workspace) if request in covering]
+            if asked and not queue:
+                only = at_hand(session.workspace, asked)
+                done = finish_requests(session, executor, trainer, report, only=only)
                 if any(request in covering for request in unfinished_requests(session.workspace)):
                     done.raise_errors()
         impact = covering[-1].impact
@@ -166,7 +174,7 @@ def delete(
         missing=target.missing,
         impact=impact,
         labels_gone=labels_gone,
-        certificate=certificate_path(session.workspace, request) if request is not None else None,
+        certificate=certificate_path(session.workspace, request) if request is not None and not queue else None,
         seconds=time.monotonic() - started,
         earlier=earlier,
         registered_files=session.options.data if deleting else (),
@@ -294,6 +302,8 @@ def accept(
     absent: Sequence[str],
     request_id: str | None,
     references: Mapping[str, str] = NOBODY,
+    *,
+    queued: bool = False,
 ) -> DeletionRequest:
     """Make the tombstones durable and roll the served manifest back, in one transaction.
 
@@ -306,6 +316,7 @@ def accept(
         absent: tags (hex) of IDs asked for and never held.
         request_id: the caller's name for the request.
         references: requester, authoriser, reason, basis → keyed reference.
+        queued: it is to be worked off later.
     """
     keys, namespace = session.workspace.keys, session.workspace.pinned().namespace
     named = {stored.record.subject for stored in records if stored.record.subject is not None}
@@ -318,11 +329,17 @@ def accept(
         fingerprints=tuple(sorted({stored.fingerprint.hex() for stored in records})),
     )
     request_id = request_id or f"req-{uuid.uuid4().hex[:16]}"
-    return apply(session.workspace, targets, request_id, references, session.options.backup_days)
+    return apply(session.workspace, targets, request_id, references, session.options.backup_days, queued=queued)
 
 
 def apply(
-    workspace: Workspace, targets: Targets, request_id: str, references: Mapping[str, str], backup_days: int | None
+    workspace: Workspace,
+    targets: Targets,
+    request_id: str,
+    references: Mapping[str, str],
+    backup_days: int | None,
+    *,
+    queued: bool = False,
 ) -> DeletionRequest:
     """The one transaction of :func:`accept`, for targets that are known (a restored backup's too)."""
     forgotten = {bytes.fromhex(tag) for tag in targets.tombstones}
@@ -337,6 +354,7 @@ def apply(
         backup_days=backup_days,
         before={} if current is None else current.to_json(),
         impact=difference(before, plan, workspace.book.live().keys()).to_json(),
+        queued=queued,
     )
     facts: list[tuple[str, Mapping[str, Any]]] = [(kinds.REQUEST, request.to_json())]
     if targets.tombstones:
@@ -363,21 +381,25 @@ def finish_requests(
     report: Report,
     *,
     restart_shards: bool = False,
+    only: Collection[str] | None = None,
 ) -> Reconciled:
     """Forget, relearn and certify for every accepted request, and train what else is missing.
 
-    The caller drives the workspace. A request is certified once all shards it hit are whole again;
-    what another shard's failure holds back is in the result's ``errors``. Shards are restarted after
-    the forgetting: what a request made fall is purged in its name, and nothing else is.
+    Of some requests ``only``, if they are named, and in the shards that they hit. The caller drives the
+    workspace. A request is certified once all shards it hit are whole again; what another shard's failure
+    holds back is in the result's ``errors``. Shards are restarted after the forgetting: what a request
+    made fall is purged in its name, and nothing else is.
 
     Raises:
         OperationError: if the trainer cannot be had; forgetting is done by then.
         LawViolationError: if the law does not hold; nothing is certified then.
     """
     workspace = session.workspace
-    pending = unfinished_requests(workspace)
+    unfinished = unfinished_requests(workspace)
+    pending = [request for request in unfinished if only is None or request.request_id in only]
+    shards = None if only is None else frozenset[int]().union(*(request.shards for request in pending))
     if pending:
-        _forget(workspace, pending)
+        _forget(workspace, unfinished, pending, shards)
         session.anchor()  # not before: forgetting waits for nothing outside
     try:
         trainer = trainer or session.trainer()
@@ -388,7 +410,7 @@ def finish_requests(
         raise OperationError(error.expected, error.found, remedy) from error
     if restart_shards:
         restart_foreign(workspace, trainer.environment())
-    reconciled = reconcile(workspace, executor or session.executor(), trainer, report)
+    reconciled = reconcile(workspace, executor or session.executor(), trainer, report, shards)
     workspace.sweep()  # a worker that died in this run may have left something
     complete = _relearnt(workspace, pending)
     if complete:
@@ -421,14 +443,35 @@ def _relearnt(workspace: Workspace, pending: Sequence[DeletionRequest]) -> list[
     return [request for request in pending if not partial & request.shards]
 
 
-def _forget(workspace: Workspace, pending: Sequence[DeletionRequest]) -> None:
+def at_hand(workspace: Workspace, asked: Sequence[DeletionRequest]) -> frozenset[str]:
+    """What is finished with these: all that was begun, and queued requests that hit no other shard."""
+    shards = frozenset[int]().union(*(request.shards for request in asked))
+    return frozenset(
+        request.request_id
+        for request in unfinished_requests(workspace)
+        if request in asked or not request.queued or request.shards <= shards
+    )
+
+
+def _forget(
+    workspace: Workspace,
+    unfinished: Sequence[DeletionRequest],
+    pending: Sequence[DeletionRequest],
+    shards: Set[int] | None,
+) -> None:
     """Erase tombstoned records from the vault, then purge every checkpoint that saw one.
+
+    Of ``pending`` requests, in ``shards`` (all, if None). What another ``unfinished`` request would purge
+    there falls now, in its name too; its records are erased when its turn comes.
 
     A checkpoint that saw one cannot be in the plan of the surviving records, whose keys cover every
     record trained; so this needs no evidence of what was seen. (The law asks that evidence again.)
     What falls for another reason (an ingest put records before it) is no request's doing.
     """
-    forgotten = workspace.book.tombstones()
+    waiting = [request for request in unfinished if request not in pending]
+    kept = {bytes.fromhex(tag) for request in waiting for tag in request.tombstones}
+    kept -= {bytes.fromhex(tag) for request in pending for tag in request.tombstones}
+    forgotten = workspace.book.tombstones() - kept
     held = workspace.vault.tags(workspace.book.parts())
     hit = {part.file: part for tag, part in held.items() if tag in forgotten}
     if hit:
@@ -442,10 +485,15 @@ def _forget(workspace: Workspace, pending: Sequence[DeletionRequest]) -> None:
             "method": "rewrite and unlink",
         }
         workspace.ledger.append([(kinds.ERASURE, erasure), *workspace.recommit(workspace.plan())])
-    fallen = frozenset(workspace.book.live()) - frozenset(workspace.plan().steps())
+    steps = workspace.plan().steps()
+    fallen = frozenset(
+        key
+        for key, made in workspace.book.live().items()
+        if key not in steps and (shards is None or made.link.shard in shards)
+    )
     visible = workspace.visible_sets()
     saw: dict[str, frozenset[str]] = {}
-    for request in pending:
+    for request in unfinished:
         tags = frozenset(map(bytes.fromhex, request.tombstones))
         saw[request.request_id] = frozenset(key for key in fallen if tags & visible.get(key, tags)) | (
             request.purged & fallen

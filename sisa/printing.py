@@ -45,7 +45,7 @@ def print_ingested(counts: dict[str, Any]) -> None:
         out.print(f"[yellow]registered in sisa.yaml and not there:[/] {_shown(file)}")
 
 
-def print_deleted(document: dict[str, Any], *, dry_run: bool) -> None:
+def print_deleted(document: dict[str, Any], *, dry_run: bool, queued: bool = False) -> None:
     """The impact of a deletion, and its certificate; of what was deleted before, only when."""
     seconds, repeated = document["seconds"], document["earlier"].get(document["request_id"]) is not None
     if not repeated and document["impact"]["shards"]:
@@ -62,15 +62,37 @@ def print_deleted(document: dict[str, Any], *, dry_run: bool) -> None:
         return
     for request in document["requests"]:
         completed = document["earlier"].get(request)
-        state = f"was already completed on {completed[:10]}" if completed else f"is completed in {seconds:.1f} s"
+        done = f"is completed in {seconds:.1f} s"
+        if queued:
+            done = "is accepted: nothing served has seen the records since; `sisa work` does the rest"
+        state = f"was already completed on {completed[:10]}" if completed else done
         out.print(f"Request {request} {state}.")
-    out.print(f"Certificate: [bold]{_shown(document['certificate'])}[/]")
+    if not queued:
+        out.print(f"Certificate: [bold]{_shown(document['certificate'])}[/]")
     if document["registered_files"]:
         files = _shown(", ".join(document["registered_files"]))
         out.print(
             f"Registered files may still hold it: {files} "
             "(delete it there too; deleted records are left out at the next ingest)"
         )
+
+
+def print_requests(listed: Sequence[dict[str, Any]]) -> None:
+    """A line each request, oldest first."""
+    if not listed:
+        out.print("No requests.")
+        return
+    table = Table("request", "state", "accepted", "records", "position", "deadline", "passes", box=None, pad_edge=False)
+    for entry in listed:
+        table.add_row(
+            _shown(entry["request_id"]),
+            entry["state"],
+            entry["accepted"][:16],
+            *("" if entry.get(name) is None else str(entry[name]) for name in ("records", "position")),
+            entry.get("deadline", "")[:16],
+            str(entry.get("estimate_passes", "")),
+        )
+    out.print(table)
 
 
 def _print_impact(document: dict[str, Any]) -> None:

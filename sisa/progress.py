@@ -1,38 +1,147 @@
-"""Progress bars on stderr, for people."""
+"""Progress on stderr: bars for people, lines where there is no terminal, JSON for machines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
+import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from orchestration import reconcile
-from sisa.session import Report
+from sisa.printing import err
+from sisa.session import Report, Session, open_session
 
 
 @contextmanager
-def progress_bar(console: Console, what: str) -> Iterator[Report]:
-    """A bar that counts slice steps; it appears only once there is a step to count."""
+def watched(
+    path: Path, overrides: Iterable[str], running: Mapping[str, Any], what: str
+) -> Iterator[tuple[Session, Report]]:
+    """An open session, and a report of its steps in the form that the caller asked for.
+
+    Args:
+        path: the workspace.
+        overrides: ``key=value`` texts.
+        running: run options, and ``json_events``.
+        what: the work, in one word.
+    """
+    options = {name: value for name, value in running.items() if name != "json_events"}
+    show = json_events if running.get("json_events") else bars if err.is_terminal else lines
+    with open_session(path, overrides, **options) as session, show(err, what) as report:
+        yield session, report
+
+
+class Pace:
+    """How much is done and how fast, from the reports of one run.
+
+    Attributes:
+        total, done: records in the steps to train, and in those trained (sample passes of one epoch).
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begun = clock()
+        self.total = self.done = 0
+
+    def take(self, progress: reconcile.Progress) -> None:
+        """Count a report."""
+        if progress.outcome is None:
+            self._begun = self._clock()
+            self.total, self.done = sum(sum(steps) for steps in progress.shards.values()), 0
+        elif progress.outcome.checkpoint is not None:
+            self.done += progress.outcome.checkpoint.members
+
+    @property
+    def rate(self) -> float:
+        """Records a second."""
+        elapsed = self._clock() - self._begun
+        return self.done / elapsed if elapsed > 0 else 0.0
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left at this rate; None before the first step."""
+        return (self.total - self.done) / self.rate if self.rate > 0 else None
+
+    def text(self) -> str:
+        """``12.3 records/s, 0:01:30 left``."""
+        if self.left is None:
+            return ""
+        return f"{self.rate:.1f} records/s, {timedelta(seconds=round(self.left))} left"
+
+
+@contextmanager
+def bars(console: Console, what: str) -> Iterator[Report]:
+    """A bar for each shard and one for all, once there is a step to train."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("slice steps"),
-        TimeElapsedColumn(),
-        TextColumn("[dim]{task.fields[last]}"),
+        TextColumn("[dim]{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(what, total=None, visible=False, last="")
+    pace, tasks = Pace(), dict[int, TaskID]()
+    with Progress(*columns, console=console) as shown:
+        total = shown.add_task(what, total=None, visible=False, note="")
 
         def report(progress: reconcile.Progress) -> None:
-            last = ""
-            if progress.outcome is not None and progress.outcome.checkpoint is not None:
-                link = progress.outcome.checkpoint.link
-                last = f"shard {link.shard} slice {link.slice} {progress.outcome.seconds:.1f} s"
-            elif progress.outcome is not None:
-                last = f"shard {progress.outcome.shard} failed"
-            bar.update(task, total=progress.total, completed=progress.done, visible=progress.total > 0, last=last)
+            pace.take(progress)
+            for shard, steps in progress.shards.items() if progress.outcome is None else ():
+                tasks[shard] = shown.add_task(f"  shard {shard}", total=len(steps), note="")
+            shown.update(
+                total, total=progress.total, completed=progress.done, visible=progress.total > 0, note=pace.text()
+            )
+            outcome = progress.outcome
+            if outcome is not None and outcome.checkpoint is not None:
+                note = f"slice {outcome.checkpoint.link.slice} {outcome.seconds:.1f} s"
+                shown.update(tasks[outcome.shard], advance=1, note=note)
+            elif outcome is not None:
+                shown.update(tasks[outcome.shard], note="[red]failed")
 
         yield report
+
+
+@contextmanager
+def lines(console: Console, what: str) -> Iterator[Report]:
+    """A plain line a step."""
+    pace = Pace()
+
+    def report(progress: reconcile.Progress) -> None:
+        pace.take(progress)
+        outcome, counted = progress.outcome, f"{what} {progress.done}/{progress.total}"
+        if outcome is not None and outcome.checkpoint is not None:
+            step = f"shard {outcome.shard} slice {outcome.checkpoint.link.slice} in {outcome.seconds:.1f} s"
+            console.print(f"{counted}: {step}, {pace.text()}", markup=False, highlight=False, soft_wrap=True)
+        elif outcome is not None:
+            console.print(f"{counted}: shard {outcome.shard} failed", markup=False, highlight=False, soft_wrap=True)
+
+    yield report
+
+
+@contextmanager
+def json_events(_: Console, what: str) -> Iterator[Report]:
+    """One JSON object a line: ``begin``, ``step`` and ``failed``; no record's ID or text is in them."""
+    pace = Pace()
+
+    def report(progress: reconcile.Progress) -> None:
+        pace.take(progress)
+        event: dict[str, Any] = {"event": "begin", "work": what, "done": progress.done, "total": progress.total}
+        outcome = progress.outcome
+        if outcome is None:
+            event["shards"] = {str(shard): len(steps) for shard, steps in progress.shards.items()}
+        else:
+            event |= {"event": "failed", "shard": outcome.shard, "seconds": round(outcome.seconds, 3)}
+            event |= {"records_per_second": round(pace.rate, 3), "seconds_left": pace.left and round(pace.left, 1)}
+        if outcome is not None and outcome.checkpoint is not None:
+            made = outcome.checkpoint
+            event |= {"event": "step", "slice": made.link.slice, "checkpoint": made.key, "records": made.members}
+        elif outcome is not None:
+            event["error"] = type(outcome.error).__name__
+        click.echo(json.dumps(event), err=True)
+
+    yield report

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from orchestration.executor import Executor, Outcome, SliceTrainer, environment_difference
-from orchestration.reconcile import Progress
+from orchestration.reconcile import Progress, records_in
 from orchestration.schedule import schedule
 from shards.checks import Check, judged, unchecked
 from shards.lineage import Checkpoint
@@ -59,10 +59,11 @@ def replay(
     done = 0
     with workspace.scratch() as scratch:
         orders = schedule(Plan(plan.recipe, tuple(chains)), {})
-        report(Progress(0, total, None))
+        sizes = records_in(orders)
+        report(Progress(0, total, None, sizes))
         for outcome in executor.run(orders, trainer, workspace.path, scratch):
             done += 1
-            report(Progress(done, total, outcome))
+            report(Progress(done, total, outcome, sizes))
             problem, hindrance = _compared(outcome, live)
             problems[outcome.shard] += [problem] if problem else []
             hindered |= {outcome.shard: hindrance} if hindrance else {}

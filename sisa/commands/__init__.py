@@ -2,7 +2,10 @@
 
     options  what several commands are told alike
     flows    the work: init, ingest, train, predict, delete, export, status, demo
+    queue    requests, and working them off
     proof    the questions: verify, audit
+    trust    receipts, keys, the log, recovery
+    people   holds, refusals, letters, tombstones
 
 Each imports what it runs only when it runs: the program starts quickly, and without torch.
 """

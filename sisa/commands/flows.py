@@ -19,7 +19,7 @@ from sisa.commands.options import (
     who_options,
     workspace_option,
 )
-from sisa.printing import err, out, print_deleted, print_ingested, print_json, print_status
+from sisa.printing import out, print_deleted, print_ingested, print_json, print_status
 from sisa.session import open_session
 
 
@@ -95,11 +95,11 @@ def train(
     as_json: bool,
 ) -> None:
     """Ingest what is new, then train what is missing; run again after an interruption."""
-    from sisa.progress import progress_bar
+    from sisa.progress import watched
     from sisa.train import train as run
 
-    with open_session(workspace, overrides, **running) as session, progress_bar(err, "training") as bar:
-        done = run(session, data, **admission, restart_shards=restart_shards, report=bar)
+    with watched(workspace, overrides, running, "training") as (session, report):
+        done = run(session, data, **admission, restart_shards=restart_shards, report=report)
     document = done.to_json()
     if as_json:
         print_json(document)
@@ -148,6 +148,7 @@ def predict(
 @click.option("--subject", "subjects", multiple=True, help="All records of this subject; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be purged and retrained.")
 @click.option("--ignore-missing", is_flag=True, help="Leave out IDs never held; certify that they are not present.")
+@click.option("--queue", is_flag=True, help="Only accept and suppress; `sisa work` does the rest.")
 @click.option("--request-id", help="Your name for the request; made up without it.")
 @click.option("--certificate", type=FILE, help="Copy the signed certificate here.")
 @who_options
@@ -161,6 +162,7 @@ def delete(
     subjects: tuple[str, ...],
     dry_run: bool,
     ignore_missing: bool,
+    queue: bool,
     request_id: str | None,
     who: dict[str, str],
     certificate: Path | None,
@@ -172,11 +174,13 @@ def delete(
     from shards.files import replace_file
     from sisa.delete import delete as run
     from sisa.export import outside
-    from sisa.progress import progress_bar
+    from sisa.progress import watched
 
+    if queue and (dry_run or certificate is not None):
+        raise click.UsageError("--queue only accepts: leave out --dry-run and --certificate")
     listed = [line.rstrip("\r\n") for line in ids_file] if ids_file else []
     everything = [*ids, *filter(None, listed)]
-    with open_session(workspace, overrides, **running) as session, progress_bar(err, "retraining") as bar:
+    with watched(workspace, overrides, running, "retraining") as (session, report):
         copy = None if certificate is None else outside(session.workspace, certificate)
         done = run(
             session,
@@ -185,15 +189,16 @@ def delete(
             request_id=request_id,
             dry_run=dry_run,
             ignore_missing=ignore_missing,
+            queue=queue,
             who=who,
-            report=bar,
+            report=report,
         )
     if copy is not None and done.certificate is not None:
         replace_file(copy, done.certificate.read_bytes())
     if as_json:
         print_json(done.to_json())
     else:
-        print_deleted(done.to_json(), dry_run=dry_run)
+        print_deleted(done.to_json(), dry_run=dry_run, queued=queue)
 
 
 @click.command()

@@ -37,11 +37,14 @@ def running_options(command: Command) -> Command:
     """Options of every command that runs slice steps, handed on together as ``running``."""
 
     @wraps(command)
-    def packed(executor: str | None, workers: int | None, ray_address: str | None, **arguments: Any) -> None:
-        running = {"executor": executor, "workers": workers, "ray_address": ray_address}
+    def packed(
+        executor: str | None, workers: int | None, ray_address: str | None, json_events: bool, **arguments: Any
+    ) -> None:
+        running = {"executor": executor, "workers": workers, "ray_address": ray_address, "json_events": json_events}
         command(running=running, **arguments)
 
     for option in (
+        click.option("--json-events", is_flag=True, help="Progress as one JSON object a line, on stderr."),
         click.option("--ray-address", help="A running Ray cluster; without it, one is started here."),
         click.option("--workers", type=click.IntRange(min=1), help="Worker processes."),
         click.option("--executor", type=click.Choice(["ray", "inline"]), help="Where steps run."),

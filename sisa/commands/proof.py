@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sisa.commands.options import FILE, json_option, running_options, set_option, workspace_option
-from sisa.printing import err, print_document, print_json, print_record, show_checks
+from sisa.printing import print_document, print_json, print_record, show_checks
 
 if TYPE_CHECKING:
     from shards.checks import Check
@@ -73,12 +73,11 @@ def _with_workspace(
     from sisa.verify_workspace import verify_against
 
     def replayer(opened: Workspace, shards: list[int], level: str) -> list[Check]:
-        from sisa.progress import progress_bar
+        from sisa.progress import watched
         from sisa.replay import replay as again
-        from sisa.session import open_session
 
-        with open_session(opened.path, overrides, **running) as session, progress_bar(err, "replaying") as bar:
-            return again(session.workspace, shards, level, session.executor(), session.trainer(), bar)
+        with watched(opened.path, overrides, running, "replaying") as (session, report):
+            return again(session.workspace, shards, level, session.executor(), session.trainer(), report)
 
     anchor = read_settings(path, parse_overrides(overrides)).options.anchor
     return verify_against(document, path, anchor=anchor, replay=replay, replayer=replayer)

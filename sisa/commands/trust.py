@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sisa.commands.options import FILE, json_option, running_options, set_option, workspace_option
-from sisa.printing import err, out, print_document, print_json
+from sisa.printing import out, print_document, print_json
 from sisa.session import Session, open_session
 
 
@@ -150,9 +150,9 @@ def _give(session: Session, output: Path | None, text: str) -> None:
 @json_option
 def recover(workspace: Path, running: dict[str, Any], overrides: tuple[str, ...], as_json: bool) -> None:
     """After an older backup was restored: apply all anchored deletions again (docs/backups.md)."""
-    from sisa.progress import progress_bar
+    from sisa.progress import watched
     from sisa.recover import recover as run
 
-    with open_session(workspace, overrides, **running) as session, progress_bar(err, "recovering") as bar:
-        document = run(session, report=bar).to_json()
+    with watched(workspace, overrides, running, "recovering") as (session, report):
+        document = run(session, report=report).to_json()
     print_json(document) if as_json else print_document(document)

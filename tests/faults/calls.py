@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -29,7 +29,6 @@ from unittest import mock
 
 from shards import store
 from shards.checks import Check
-from shards.deletion import DeletionRequest
 from shards.errors import SisaError
 from shards.keyfiles import PUBLIC_FILE
 from shards.law import check_law
@@ -319,11 +318,11 @@ def _in_place(path: Path, data: bytes, **_: Any) -> None:
     path.write_bytes(data)
 
 
-def _certify_first(workspace: Workspace, requests: Sequence[DeletionRequest]) -> None:
+def _certify_first(workspace: Workspace, *arguments: Any) -> None:
     with mock.patch.object(certificate, "examine", return_value=[]):  # it would refuse
         for _, request in workspace.book.requests():
             issue(workspace, request, ())
-    _forget(workspace, requests)
+    _forget(workspace, *arguments)
 
 
 _fsync, _forget = os.fsync, deleting._forget

@@ -1,0 +1,116 @@
+"""Pure: which pending deletions are worked off now, and with which others.
+
+Requests that hit one shard share one retraining, from the earliest slice hit: waiting for company
+saves work, and suppression does not wait. What never waits beyond its deadline is the request.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+Rule = Literal["now", "window", "deadline", "cost"]
+QUOTA_PERIOD = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A deletion that was accepted and not begun.
+
+    Attributes:
+        request_id: its name.
+        accepted: when.
+        passes: hit shard → records in the steps to be trained for it alone.
+        requester: keyed reference of who asked, if it was said.
+    """
+
+    request_id: str
+    accepted: datetime
+    passes: Mapping[int, int]
+    requester: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """When pending deletions are worked off.
+
+    Attributes:
+        rule: ``now``; ``window``: once the oldest has waited for ``window``; ``deadline``: as late as may
+            be; ``cost``: once working together saves ``saving`` of what each alone would cost.
+        window: how long is waited for company.
+        deadline: when a request must be done, after its acceptance (GDPR Art. 12(3): a month).
+        margin: how long before the deadline it is begun at the latest.
+        saving: share in [0, 1).
+        quota: requests of one requester in 30 days; those beyond it wait for their deadline.
+    """
+
+    rule: Rule
+    window: timedelta
+    deadline: timedelta
+    margin: timedelta
+    saving: float
+    quota: int | None
+
+    def latest(self, request: Pending) -> datetime:
+        """When a request is begun at the latest."""
+        return request.accepted + self.deadline - self.margin
+
+
+def due(
+    pending: Sequence[Pending], policy: Policy, now: datetime, asked: Sequence[Pending] = ()
+) -> tuple[Pending, ...]:
+    """What is to be worked off now, oldest first.
+
+    Args:
+        pending: what waits.
+        policy: the rule.
+        now: the time.
+        asked: all that was asked for, worked off or not, for the quota.
+
+    Returns:
+        The requests whose turn it is, and those that hit no other shard: they cost nothing more.
+    """
+    urgent = [request for request in pending if policy.latest(request) <= now]
+    patient = _beyond_quota([*asked, *pending], policy.quota)
+    prompt = [request for request in pending if request.request_id not in patient]
+    chosen = {request.request_id for request in [*urgent, *(prompt if _time_has_come(prompt, policy, now) else [])]}
+    hit = frozenset(shard for request in pending if request.request_id in chosen for shard in request.passes)
+    company = [request for request in pending if chosen and request.passes.keys() <= hit]
+    return tuple(sorted((request for request in company), key=lambda request: (request.accepted, request.request_id)))
+
+
+def _time_has_come(pending: Sequence[Pending], policy: Policy, now: datetime) -> bool:
+    if not pending or policy.rule == "deadline":
+        return False
+    if policy.rule == "window":
+        return min(request.accepted for request in pending) + policy.window <= now
+    if policy.rule == "cost":
+        alone = sum(sum(request.passes.values()) for request in pending)
+        return alone > 0 and 1 - cost(pending) / alone >= policy.saving
+    return True
+
+
+def cost(requests: Iterable[Pending]) -> int:
+    """Records in the steps to be trained for all of them together: a shard once, from the earliest slice hit."""
+    most: dict[int, int] = {}
+    for request in requests:
+        for shard, passes in request.passes.items():
+            most[shard] = max(most.get(shard, 0), passes)
+    return sum(most.values())
+
+
+def _beyond_quota(asked: Sequence[Pending], quota: int | None) -> frozenset[str]:
+    """Requests by whoever had asked as often as the quota allows in the 30 days before."""
+    if quota is None:
+        return frozenset()
+    beyond = set()
+    unique = {request.request_id: request for request in asked if request.requester is not None}
+    ordered = sorted(unique.values(), key=lambda request: (request.accepted, request.request_id))
+    for at, request in enumerate(ordered):
+        before = Counter(other.requester for other in ordered[:at] if other.accepted > request.accepted - QUOTA_PERIOD)
+        if before[request.requester] >= quota:
+            beyond.add(request.request_id)
+    return frozenset(beyond)

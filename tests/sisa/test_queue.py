@@ -1,0 +1,206 @@
+"""Requests as a queue: suppressed at once, worked off together, withdrawn before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration.executor import Fit, Lesson
+from orchestration.inline import InlineExecutor
+from shards import kinds
+from shards.errors import HeldError, InputError, UnknownRecordError
+from shards.law import check_law
+from shards.records import Record
+from sisa.certificate import certificate_path
+from sisa.delete import Deleted, delete
+from sisa.hold import hold
+from sisa.queue import cancel, list_requests, work
+from sisa.session import Session
+from sisa.train import train
+from tests.exactness.oracle import assert_equals_fresh_run
+from tests.sisa.trained import assert_lawful, trained
+from tests.toy import ToyTrainer
+
+TRAINER = ToyTrainer()
+LATER = datetime.now(UTC) + timedelta(days=2)
+
+
+@pytest.fixture
+def session(memory_path: Path) -> Iterator[Session]:
+    made = trained(memory_path / "workspace")
+    yield made
+    made.workspace.close()
+
+
+def queue(session: Session, *ids: str, **options: Any) -> Deleted:
+    return delete(session, ids, queue=True, executor=InlineExecutor(), trainer=TRAINER, **options)
+
+
+def worked(session: Session, now: datetime | None = LATER, **options: Any) -> Any:
+    return work(session, now, executor=InlineExecutor(), **({"trainer": TRAINER} | options))
+
+
+def states(session: Session, now: datetime | None = None) -> dict[str, str]:
+    return {entry["request_id"]: entry["state"] for entry in list_requests(session, now)}
+
+
+def served(session: Session) -> list[str]:
+    return [head.checkpoint for head, _ in session.workspace.book.served()]
+
+
+def saw(session: Session, record_id: str) -> list[str]:
+    tag, visible = session.workspace.tag(record_id), session.workspace.visible_sets()
+    return [key for key in served(session) if tag in visible[key]]
+
+
+def test_a_queued_request_is_suppressed_at_once_and_nothing_else_happens(session: Session) -> None:
+    live = session.workspace.book.live().keys()
+    done = queue(session, "r1", request_id="one")
+    assert (done.request_id, done.certificate) == ("one", None)
+    assert saw(session, "r1") == []
+    assert session.workspace.book.live().keys() == live
+    assert states(session) == {"one": "suppressed"}
+    assert not certificate_path(session.workspace, "one").exists()
+
+
+def test_work_does_the_rest_once_the_turn_has_come(session: Session, tmp_path: Path) -> None:
+    queue(session, "r1", request_id="one")
+    queue(session, "r5", request_id="two")
+    assert worked(session, None).waiting == ("one", "two"), "the window is open"
+    assert states(session, LATER) == {"one": "planned", "two": "planned"}
+    assert worked(session).completed == ("one", "two")
+    assert states(session) == {"one": "completed", "two": "completed"}
+    assert all(certificate_path(session.workspace, name).exists() for name in ("one", "two"))
+    assert_lawful(session)
+    assert_equals_fresh_run(session, TRAINER, tmp_path / "fresh")
+
+
+def test_requests_that_hit_one_shard_share_one_retraining(session: Session) -> None:
+    layout = session.workspace.layout()
+    places = {stored.record.id: layout.place(stored.record).shard for stored in session.workspace.survivors()}
+    same = [name for name in places if places[name] == places["r1"]][:3]
+    for name in same:
+        queue(session, name, request_id=f"about-{name}")
+    runs = len(session.workspace.ledger.facts(kinds.RUN))
+    assert len(worked(session).completed) == len(same) == 3
+    assert len(session.workspace.ledger.facts(kinds.RUN)) == runs + 1
+    assert len(session.workspace.ledger.facts(kinds.CERTIFICATE)) == 3
+
+
+def test_a_direct_deletion_leaves_the_queue_of_other_shards_alone(session: Session, tmp_path: Path) -> None:
+    layout = session.workspace.layout()
+    places = {stored.record.id: layout.place(stored.record).shard for stored in session.workspace.survivors()}
+    mine, same = [name for name in places if places[name] == places["r1"]][:2]
+    other = next(name for name in places if places[name] != places["r1"])
+    queue(session, other, request_id="other")
+    queue(session, same, request_id="same")
+    delete(session, [mine], request_id="now", executor=InlineExecutor(), trainer=TRAINER)
+    assert states(session) == {"other": "suppressed", "same": "completed", "now": "completed"}
+    assert saw(session, other) == []
+    assert not [check for check in check_law(session.workspace) if check.outcome == "failed"]
+    worked(session)
+    assert_lawful(session)
+    assert_equals_fresh_run(session, TRAINER, tmp_path / "fresh")
+
+
+def test_training_finishes_the_queue(session: Session) -> None:
+    queue(session, "r1", request_id="one")
+    train(session, executor=InlineExecutor(), trainer=TRAINER)
+    assert states(session) == {"one": "completed"}
+
+
+def test_a_request_is_withdrawn_before_it_is_begun(session: Session, tmp_path: Path) -> None:
+    before = served(session)
+    queue(session, "r1", request_id="one")
+    assert served(session) != before
+    cancel(session, "one")
+    assert served(session) == before
+    assert states(session) == {"one": "cancelled"}
+    assert_lawful(session)
+    assert_equals_fresh_run(session, TRAINER, tmp_path / "fresh")
+    queue(session, "r1", request_id="one")
+    worked(session)
+    assert sorted(states(session).values()) == ["completed"]
+    with pytest.raises(InputError, match="erased"):
+        cancel(session, "one")
+    with pytest.raises(UnknownRecordError):
+        cancel(session, "never")
+
+
+def test_nothing_names_a_withdrawn_request_s_record(session: Session) -> None:
+    queue(session, "r1", request_id="one", who={"requester": "Anna"})
+    (fact,) = session.workspace.ledger.facts(kinds.REQUEST)
+    cancel(session, "one")
+    assert not session.workspace.store.path(fact.body["object"]).exists()
+
+
+@dataclass(frozen=True)
+class Failing:
+    """Fails on the first step that shows a certain record."""
+
+    record_id: str
+
+    def environment(self) -> dict[str, str]:
+        return TRAINER.environment()
+
+    def examine(self, record: Record) -> Fit:
+        return TRAINER.examine(record)
+
+    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+        if self.record_id in {record.id for record in lesson.passes[0]}:
+            from shards.errors import OperationError
+
+            raise OperationError("a step", "planted", "none")
+        return TRAINER.train(lesson)
+
+
+def test_a_request_that_fails_is_parked_visible_and_tried_again_and_others_go_on(session: Session) -> None:
+    layout = session.workspace.layout()
+    places = {stored.record.id: layout.place(stored.record) for stored in session.workspace.survivors()}
+    one = min(places, key=lambda name: places[name].slice)
+    other = next(name for name in places if places[name].shard != places[one].shard)
+    neighbour = next(name for name in places if places[name] == places[one] and name != one)
+    queue(session, one, request_id="one")
+    queue(session, other, request_id="other")
+    done = worked(session, trainer=Failing(neighbour))
+    assert (done.completed, done.failed) == (("other",), ("one",))
+    assert done.errors
+    assert states(session) == {"one": "failed", "other": "completed"}
+    assert worked(session).completed == ("one",)
+    assert states(session) == {"one": "completed", "other": "completed"}
+    assert_lawful(session)
+
+
+def test_position_deadline_and_estimate_are_told(session: Session) -> None:
+    queue(session, "r1", request_id="one")
+    queue(session, "r5", request_id="two")
+    one, two = list_requests(session)
+    assert (one["position"], two["position"]) == (1, 2)
+    accepted = datetime.fromisoformat(one["accepted"])
+    assert datetime.fromisoformat(one["deadline"]) - accepted > timedelta(days=29)
+    assert one["estimate_passes"] > 0
+
+
+def test_what_is_held_is_rejected_and_listed(session: Session) -> None:
+    hold(session.workspace, ["r1"], [])
+    with pytest.raises(HeldError):
+        queue(session, "r1", request_id="one")
+    assert states(session) == {"one": "rejected"}
+
+
+def test_a_flood_by_one_requester_waits_for_its_deadline(session: Session) -> None:
+    limited = replace(session, options=session.options.model_copy(update={"requester_quota": 1, "queue_policy": "now"}))
+    layout = session.workspace.layout()
+    places = {stored.record.id: layout.place(stored.record).shard for stored in session.workspace.survivors()}
+    other = next(name for name in places if places[name] != places["r1"])
+    who = {"requester": "Mallory"}
+    queue(limited, "r1", request_id="one", who=who)
+    queue(limited, other, request_id="two", who=who)
+    assert worked(limited, None).completed == ("one",)
+    assert states(limited) == {"one": "completed", "two": "suppressed"}
+    assert worked(limited, LATER + timedelta(days=30)).completed == ("two",)
