@@ -146,6 +146,7 @@ def delete(
         with session.driving():
             session.refuse_other_recipe()
             target = _look_up(session, ids, subjects, ignore_missing)
+            target = _as_queued(target) if queue else target
             target = _as_repeated(session.workspace, request_id, target, who)
             labels_gone = _labels_gone(session.workspace, target.records)
             covering += target.earlier
@@ -248,6 +249,15 @@ def _look_up(session: Session, ids: Sequence[str], subjects: Sequence[str], igno
     )
 
 
+def _as_queued(target: _Target) -> _Target:
+    """The target less the IDs never held: that they are not present is said of now, and not of weeks later."""
+    if not target.records and not target.earlier:
+        raise UnknownRecordError(
+            "an ID that is or was held", f"never held: {named(target.missing)}", "certify that without --queue"
+        )
+    return replace(target, absent=())
+
+
 def _as_repeated(workspace: Workspace, request_id: str | None, target: _Target, who: Mapping[str, str]) -> _Target:
     """The target less what earlier requests said already; a request ID may be repeated for the same only."""
     said = {tag for request in target.earlier for tag in request.targets.absent}
@@ -271,8 +281,11 @@ def _as_repeated(workspace: Workspace, request_id: str | None, target: _Target, 
         )
     if not target.records and set(target.absent) == set(same.targets.absent) and not (same.tags or same.retired):
         return replace(target, earlier=(*target.earlier, same), absent=())
-    whole = set(target.subjects) <= set(same.subjects) if target.subjects else len(target.ids) == len(same.tags)
-    if target.records or target.absent or target.earlier != (same,) or not whole:
+    before = {request.request_id for fact, request in workspace.book.requests() if fact.seq < found[0].seq}
+    others = [one for one in target.earlier if one != same and one.request_id not in before]
+    its_own = [one for one in target.ids if workspace.tag(one).hex() in same.tombstones]
+    whole = set(target.subjects) <= set(same.subjects) if target.subjects else len(its_own) == len(same.tags)
+    if target.records or target.absent or same not in target.earlier or others or not whole:
         raise InputError(
             f"a new request, or the records of request {request_id} again",
             f"request {request_id} exists and covers other records",

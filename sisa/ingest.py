@@ -15,6 +15,7 @@ from shards.layout import Assignment, ShardLayout
 from shards.plan import make_plan
 from shards.records import Incoming, Record, listed, read_records
 from shards.vault import StoredRecord, record_tag
+from sisa.delete import unfinished_requests
 from sisa.session import Session
 
 _COUNTS = ("added", "unchanged", "tombstoned", "truncated", "readmitted")
@@ -86,6 +87,9 @@ def take_in(
     files, missing = (list(data), ()) if data else _registered(session)
     read = read_records(files, recipe.task, columns=session.options.columns, labels=recipe.labels or None)
     forgotten, deleted_contents = workspace.book.tombstones(), workspace.book.deleted_contents()
+    # What somebody is being told is not present does not come in before they are told.
+    stated = (tag for request in unfinished_requests(workspace) for tag in request.targets.absent)
+    forgotten |= frozenset(map(bytes.fromhex, stated))
     held = {stored.record.id: stored for stored in workspace.survivors()}
     generation = workspace.book.next_generation()
     wanted = frozenset(readmit) - held.keys()

@@ -12,7 +12,8 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -35,6 +36,7 @@ from shards.workspace import Workspace
 from sisa.config import Recipe
 from sisa.export import export_records
 from sisa.ingest import ingest
+from sisa.queue import WAITING, cancel, list_requests, work
 from sisa.session import Session
 from sisa.train import train
 from tests.exactness.oracle import assert_equals_fresh_run, assert_lawful
@@ -174,7 +176,29 @@ class Train:
     """Train what is held."""
 
 
-Operation = Ingest | Delete | DeleteSubject | Train
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Accept a deletion and leave the rest for later."""
+
+    numbers: tuple[int, ...]
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Work off the queue, all of it or by a window that is still open."""
+
+    all: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Withdraw the oldest request that was not begun, if there is one."""
+
+    name: str = ""
+
+
+Operation = Ingest | Delete | DeleteSubject | Train | Queue | Work | Cancel
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +233,7 @@ class World:
         recipe: of the workspace.
         held: record number → generation.
         deleted: record numbers that may never return.
+        queued: request → records that it would delete.
     """
 
     path: Path
@@ -216,6 +241,7 @@ class World:
     trainer: ToyTrainer = field(default_factory=ToyTrainer)
     held: dict[int, int] = field(default_factory=dict)
     deleted: frozenset[int] = frozenset()
+    queued: dict[str, dict[int, int]] = field(default_factory=dict)
     next_generation: int = 0
     files: int = 0
 
@@ -224,6 +250,7 @@ class World:
 
     def play(self, event: Event) -> None:
         """Do one operation, through its death if it dies, and compare workspace and model."""
+        event = replace(event, operation=self._named(event.operation))
         before = (self.held, self.deleted, self.next_generation)
         after = self._expected(event.operation)
         try:
@@ -245,6 +272,7 @@ class World:
 
     def settle(self) -> None:
         """Bring the workspace to rest."""
+        self._do(Work(all=True), InlineExecutor())
         self._do(Train(), InlineExecutor())
 
     def check(self) -> None:
@@ -270,12 +298,25 @@ class World:
             case DeleteSubject(subject):
                 with suppress(UnknownRecordError):  # never held, of which nothing can be certified
                     self._delete(executor, subjects=[subject])
+            case Queue() | Work() | Cancel():
+                self._do_queued(operation, executor)
             case Train() if self._actual():
                 file = self.path / "held.jsonl"  # of records that are held, which is no news
                 export_records(self.session, file)
                 train(self.session, [file], executor=executor, trainer=self.trainer)
             case Train():
                 pass
+
+    def _do_queued(self, operation: Queue | Work | Cancel, executor: Executor) -> None:
+        with suppress(UnknownRecordError):  # nothing of it was ever held, or it was withdrawn before a kill
+            match operation:
+                case Queue(numbers, name):
+                    self._delete(executor, ids=[record(n).id for n in numbers], queue=True, request_id=name)
+                case Work(everything):
+                    later = datetime.now(UTC) + timedelta(days=2 if everything else 0)
+                    work(self.session, later, executor=executor, trainer=self.trainer)
+                case Cancel(name) if name:
+                    cancel(self.session, name)
 
     def _delete(self, executor: Executor, **what: Any) -> None:
         if self.session.workspace.book.pinned() is None:  # nothing was ever held: bad input, tested elsewhere
@@ -305,10 +346,28 @@ class World:
                 gone = frozenset(numbers) & self.held.keys()
             case DeleteSubject(subject):
                 gone = frozenset(number for number in self.held if record(number).subject == subject)
-            case Train():
+            case Queue(numbers, name):
+                gone = frozenset(numbers) & self.held.keys()
+                self.queued[name] = {number: self.held[number] for number in gone}
+            case Cancel(name) if name:
+                back = self.queued[name]
+                return self.held | back, self.deleted - back.keys(), self.next_generation
+            case Train() | Work() | Cancel():
                 gone = frozenset()
         rest = {number: place for number, place in self.held.items() if number not in gone}
         return rest, self.deleted | gone, self.next_generation
+
+    def _named(self, operation: Operation) -> Operation:
+        """A request needs its name before a kill, so that the same can be asked again."""
+        if isinstance(operation, Queue):
+            return replace(operation, name=f"queued-{len(self.queued)}")
+        if isinstance(operation, Cancel):
+            pinned = self.session.workspace.book.pinned() is not None
+            waiting = (
+                [one["request_id"] for one in list_requests(self.session) if one["state"] in WAITING] if pinned else []
+            )
+            return replace(operation, name=next((name for name in waiting if self.queued.get(name)), ""))
+        return operation
 
     def _actual(self) -> dict[int, int]:
         records = [stored.record for stored in self.session.workspace.survivors()]
@@ -342,6 +401,10 @@ def operations() -> st.SearchStrategy[Operation]:
         st.builds(Delete, st.just(()), unknown),
         st.builds(DeleteSubject, st.integers(0, POOL // 3 - 1).map("s{}".format)),
         st.just(Train()),
+        st.builds(Queue, few),
+        st.builds(Queue, few),
+        st.builds(Work, st.booleans()),
+        st.just(Cancel()),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from orchestration.executor import Fit, Lesson
 from orchestration.inline import InlineExecutor
 from shards import kinds
-from shards.errors import HeldError, InputError, UnknownRecordError
+from shards.errors import HeldError, InputError, OperationError, UnknownRecordError
 from shards.law import check_law
 from shards.records import Record
 from sisa.certificate import certificate_path
@@ -23,7 +23,7 @@ from sisa.queue import cancel, list_requests, work
 from sisa.session import Session
 from sisa.train import train
 from tests.exactness.oracle import assert_equals_fresh_run
-from tests.sisa.trained import assert_lawful, trained
+from tests.sisa.trained import assert_lawful, retrain, rows, trained
 from tests.toy import ToyTrainer
 
 TRAINER = ToyTrainer()
@@ -141,7 +141,7 @@ def test_nothing_names_a_withdrawn_request_s_record(session: Session) -> None:
 
 @dataclass(frozen=True)
 class Failing:
-    """Fails on the first step that shows a certain record."""
+    """Fails on the first step that shows a certain record, or on every step."""
 
     record_id: str
 
@@ -152,9 +152,7 @@ class Failing:
         return TRAINER.examine(record)
 
     def train(self, lesson: Lesson) -> Mapping[str, bytes]:
-        if self.record_id in {record.id for record in lesson.passes[0]}:
-            from shards.errors import OperationError
-
+        if self.record_id in {"", *(record.id for record in lesson.passes[0])}:
             raise OperationError("a step", "planted", "none")
         return TRAINER.train(lesson)
 
@@ -204,3 +202,29 @@ def test_a_flood_by_one_requester_waits_for_its_deadline(session: Session) -> No
     assert worked(limited, None).completed == ("one",)
     assert states(limited) == {"one": "completed", "two": "suppressed"}
     assert worked(limited, LATER + timedelta(days=30)).completed == ("two",)
+
+
+def test_ids_never_held_are_left_out_of_the_queue_and_said(session: Session) -> None:
+    done = queue(session, "r1", "never", request_id="one", ignore_missing=True)
+    assert done.missing == ("never",)
+    (_, request) = session.workspace.book.requests()[-1]
+    assert request.targets.absent == ()
+    with pytest.raises(UnknownRecordError, match="without --queue"):
+        queue(session, "nobody", ignore_missing=True)
+
+
+def test_what_is_being_stated_as_not_present_does_not_come_in_before_it_is_stated(
+    session: Session, tmp_path: Path
+) -> None:
+    """A killed request for an ID that was never held, and then a file that has it."""
+    with pytest.raises(OperationError):
+        delete(
+            session, ["r1", "r20"], request_id="one", ignore_missing=True, executor=InlineExecutor(),
+            trainer=Failing(""), who={},
+        )  # fmt: skip
+    retrain(session, rows(tmp_path / "new.jsonl", 20))
+    assert states(session) == {"one": "completed"}
+    assert "r20" not in {stored.record.id for stored in session.workspace.survivors()}
+    retrain(session, tmp_path / "new.jsonl")
+    assert "r20" in {stored.record.id for stored in session.workspace.survivors()}
+    assert_lawful(session)
