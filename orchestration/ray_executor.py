@@ -7,12 +7,14 @@ to a new one, a bounded number of times.
 
 from __future__ import annotations
 
+import math
 import os
 import time
+import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +63,17 @@ class RayExecutor:
         workers: how many steps run at once.
         address: of a running cluster; None starts a local one for the duration, unless this process
             is connected to a cluster already.
-        cpus_per_worker, gpus_per_worker: reserved by each worker.
+        cpus_per_worker, gpus_per_worker: reserved by each worker; fractions share a processor.
+        init: further settings of ``ray.init``, where this process is not connected yet.
+        runtime_env: of every worker.
     """
 
     workers: int
     address: str | None = None
-    cpus_per_worker: int = 1
+    cpus_per_worker: float = 1
     gpus_per_worker: float = 0
+    init: Mapping[str, Any] = field(default_factory=dict)
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
 
     def run(
         self, chains: Iterable[ChainOrder], trainer: SliceTrainer, workspace: Path, store: Path
@@ -105,9 +111,10 @@ class RayExecutor:
         paths: tuple[Path, Path],
     ) -> Iterator[Outcome]:
         running: dict[Any, _Run] = {}
+        mark = uuid.uuid4().hex[:6]  # two runs on one cluster
 
         def hire() -> Any:
-            crew.append(self._start(trainer))
+            crew.append(self._start(trainer, f"sisa {paths[0].name} worker {len(crew) + 1} {mark}"))
             return crew[-1]
 
         def submit(run: _Run) -> None:
@@ -136,8 +143,10 @@ class RayExecutor:
                 if waiting:
                     begin(hire())
 
-    def _start(self, trainer: SliceTrainer) -> Any:
-        options = {"num_cpus": self.cpus_per_worker, "num_gpus": self.gpus_per_worker}
+    def _start(self, trainer: SliceTrainer, name: str) -> Any:
+        options: dict[str, Any] = {"num_cpus": self.cpus_per_worker, "num_gpus": self.gpus_per_worker, "name": name}
+        if self.runtime_env:
+            options["runtime_env"] = dict(self.runtime_env)
         return ray.remote(Worker).options(**options).remote(trainer)
 
     def _outcome(self, ready: Any, run: _Run) -> Outcome | None:
@@ -167,10 +176,11 @@ class RayExecutor:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         local: dict[str, Any] = {}
         if self.address is None:
-            cpus = self.workers * self.cpus_per_worker
+            cpus = max(1, math.ceil(self.workers * self.cpus_per_worker))
             local = {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        settings = {"address": self.address or "local", "log_to_driver": False, "logging_level": "error", **local}
         try:
-            ray.init(address=self.address or "local", log_to_driver=False, logging_level="error", **local)
+            ray.init(**settings | dict(self.init))
         except ConnectionError as error:
             raise OperationError(
                 f"a Ray cluster at {self.address or 'this machine'}", str(error), "check --ray-address and the cluster"

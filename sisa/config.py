@@ -111,6 +111,18 @@ class RunOptions(_Section):
     executor: Literal["ray", "inline"] = Field(default="ray", description="where steps run")
     workers: int = Field(default=2, ge=1, description="worker processes, each with its own copy of the base")
     ray_address: str | None = Field(default=None, description="a running Ray cluster; null starts one on this machine")
+    cpus_per_worker: float | None = Field(
+        default=None,
+        ge=0,
+        description="CPUs that a worker reserves, or a fraction; null: the recipe's threads",
+    )
+    gpus_per_worker: float | None = Field(
+        default=None,
+        ge=0,
+        description="GPUs that a worker reserves, or a fraction; null: one for device cuda",
+    )
+    ray_init: dict[str, Any] = Field(default_factory=dict, description="further settings of ray.init, as {name: value}")
+    runtime_env: dict[str, Any] = Field(default_factory=dict, description="Ray's runtime_env of every worker")
     anchor: str | None = Field(
         default=None,
         description="directory or bucket outside the workspace for tree heads and tombstones; null: rollback unnoticed",

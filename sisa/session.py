@@ -115,11 +115,14 @@ class Session:
             raise MissingDependencyError(
                 "the package ray for --executor ray", "none", "pip install 'sisa[train]', or use --executor inline"
             ) from error
+        cpus, gpus = self.options.cpus_per_worker, self.options.gpus_per_worker
         return RayExecutor(
             workers=self.options.workers,
             address=self.options.ray_address,
-            cpus_per_worker=self.recipe.threads,
-            gpus_per_worker=1 if self.recipe.device == "cuda" else 0,
+            cpus_per_worker=self.recipe.threads if cpus is None else cpus,
+            gpus_per_worker=float(self.recipe.device == "cuda") if gpus is None else gpus,
+            init=self.options.ray_init,
+            runtime_env=self.options.runtime_env,
         )
 
 

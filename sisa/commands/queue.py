@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 from sisa.commands.options import json_option, running_options, set_option, workspace_option
-from sisa.printing import err, out, print_json, print_requests
+from sisa.printing import out, print_error, print_json, print_requests
 from sisa.session import open_session
 
 
@@ -40,30 +41,38 @@ def work(
     workspace: Path, watch: bool, interval: float, running: dict[str, Any], overrides: tuple[str, ...], as_json: bool
 ) -> None:
     """Work off the queued deletions whose turn it is by queue_policy: erase, retrain, certify."""
+    if not watch:
+        document, errors = _turn(workspace, running, overrides)
+        print_json(document) if as_json else _told(document)
+        if errors:
+            raise errors[0]
+        return
+    while True:
+        _watched_turn(workspace, running, overrides, as_json)
+        time.sleep(interval)
+
+
+def _watched_turn(workspace: Path, running: dict[str, Any], overrides: tuple[str, ...], as_json: bool) -> None:
+    """A turn whose errors end nothing: the next one tries again."""
     from shards.errors import LockedError, SisaError
 
-    while True:
-        try:
-            document, errors = _turn(workspace, running, overrides)
-            if as_json:
-                print_json(document)
-            elif not watch or document["completed"] or document["failed"]:
-                out.print(
-                    f"Completed {len(document['completed'])}, failed {len(document['failed'])}, "
-                    f"waiting {len(document['waiting'])}."
-                )
-            if errors and not watch:
-                raise errors[0]
-        except LockedError:
-            if not watch:
-                raise
-        except SisaError as error:
-            if not watch:
-                raise
-            err.print(f"{error}", markup=False)
-        if not watch:
-            return
-        time.sleep(interval)
+    try:
+        document, _ = _turn(workspace, running, overrides)
+    except LockedError:  # another driver is at work, and may be about the same
+        return
+    except SisaError as error:
+        print_error(error)
+        return
+    if as_json:
+        click.echo(json.dumps(document))  # a line a turn
+    elif document["completed"] or document["failed"]:
+        _told(document)
+
+
+def _told(document: dict[str, Any]) -> None:
+    out.print(
+        ", ".join(f"{word} {len(document[word])}" for word in ("completed", "failed", "waiting")).capitalize() + "."
+    )
 
 
 def _turn(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import ray
 
 from orchestration.executor import Fit, Lesson, SliceTrainer
 from orchestration.ray_executor import RayExecutor
@@ -178,5 +179,33 @@ def test_more_workers_than_the_cluster_holds_take_turns(tmp_path: Path) -> None:
     session = toy_session(tmp_path / "workspace", toy_recipe(shards=4))
     commit(session, stored(session, [toy_record(number, subject=None) for number in range(24)]), Ingested(24, 0, 0, 0))
     train(session, executor=RayExecutor(workers=4), trainer=ToyTrainer())
+    assert len(session.workspace.book.served()) == 4
+    session.workspace.close()
+
+
+@dataclass(frozen=True)
+class Telling(ToyTrainer):
+    """Leaves the value of an environment variable of its process in a file."""
+
+    file: Path = Path()
+
+    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+        self.file.write_text(os.environ.get("SISA_TOLD", "nothing"))
+        return super().train(lesson)
+
+
+def test_workers_have_readable_names_share_processors_and_get_their_runtime_env(tmp_path: Path) -> None:
+    session = toy_session(tmp_path / "workspace", toy_recipe(shards=4))
+    commit(session, stored(session, [toy_record(number, subject=None) for number in range(24)]), Ingested(24, 0, 0, 0))
+    executor = RayExecutor(workers=2, cpus_per_worker=0.5, runtime_env={"env_vars": {"SISA_TOLD": "something"}})
+    names: set[str] = set()
+    train(
+        session,
+        executor=executor,
+        trainer=Telling(file=tmp_path / "told"),
+        report=lambda _: names.update(ray.util.list_named_actors()),
+    )
+    assert {name.rpartition(" ")[0] for name in names} == {"sisa workspace worker 1", "sisa workspace worker 2"}
+    assert (tmp_path / "told").read_text() == "something"
     assert len(session.workspace.book.served()) == 4
     session.workspace.close()
