@@ -35,6 +35,7 @@ bench: $(VENV)/dev ## measure; needs BANKING77=a directory with Banking77's trai
 	@test -n "$(BANKING77)" || { echo "expected BANKING77=DIR with Banking77's train.csv; found nothing; see docs/benchmarks.md"; exit 2; }
 	$(BIN)/python -m benchmarks.deletion_cost --data "$(BANKING77)" --out benchmarks/results/deletion_cost.json
 	$(BIN)/python -m benchmarks.verify_cost --data "$(BANKING77)" --torch --out benchmarks/results/verify_cost.json
+	$(BIN)/python -m benchmarks.coalescing --data "$(BANKING77)"
 	$(MAKE) tables
 
 tables: $(VENV)/dev ## write the benchmark tables into README.md and docs/

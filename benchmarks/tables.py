@@ -271,10 +271,32 @@ def verify_cost_environment(result: dict[str, Any]) -> str:
     return _table(["", ""], lines)
 
 
+def coalescing(result: dict[str, Any]) -> str:
+    """What pending deletions cost together; a line for each number of them."""
+    lines = [
+        [
+            f"{counted['requests']}",
+            f"{counted['rehearsal']:g}",
+            f"{counted['formula_passes']:,.0f}, within 5 %",
+            f"{counted['mean_passes']:,.0f} ({counted['deviation']:+.1%}, mean of {len(counted['turns'])} draws)",
+            f"at most {min(counted['requests'], result['shards'])}: {counted['most_shards']}",
+            f"{counted['saved_against_one_by_one']:.0%}",
+            _holds(
+                abs(counted["deviation"]) <= 0.05
+                and counted["most_shards"] <= min(counted["requests"], result["shards"])
+            ),
+        ]
+        for counted in result["counts"]
+    ]
+    head = ["requests", "rehearsal", "passes by the formula", "counted", "retrainings", "saved", "holds"]
+    return _table(head, lines)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "deletion_cost": deletion_cost,
     "deletion_cost_details": deletion_cost_details,
     "deletion_cost_environment": deletion_cost_environment,
+    "coalescing": coalescing,
     "verify_cost": verify_cost,
     "verify_cost_certificates": verify_cost_certificates,
     "verify_cost_provenance": verify_cost_provenance,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -398,7 +398,7 @@ def finish_requests(
 ) -> Reconciled:
     """Forget, relearn and certify for every accepted request, and train what else is missing.
 
-    Of some requests ``only``, if they are named, and in the shards that they hit. The caller drives the
+    Of some requests ``only``, if they are named; shards that only others hit wait too. The caller drives the
     workspace. A request is certified once all shards it hit are whole again; what another shard's failure
     holds back is in the result's ``errors``. Shards are restarted after the forgetting: what a request
     made fall is purged in its name, and nothing else is.
@@ -410,7 +410,8 @@ def finish_requests(
     workspace = session.workspace
     unfinished = unfinished_requests(workspace)
     pending = [request for request in unfinished if only is None or request.request_id in only]
-    shards = None if only is None else frozenset[int]().union(*(request.shards for request in pending))
+    waiting = [request for request in unfinished if request not in pending]
+    shards = frozenset(range(workspace.layout().shards)) - (_hit(waiting) - _hit(pending))
     if pending:
         _forget(workspace, unfinished, pending, shards)
         session.anchor()  # not before: forgetting waits for nothing outside
@@ -458,7 +459,7 @@ def _relearnt(workspace: Workspace, pending: Sequence[DeletionRequest]) -> list[
 
 def at_hand(workspace: Workspace, asked: Sequence[DeletionRequest]) -> frozenset[str]:
     """What is finished with these: all that was begun, and queued requests that hit no other shard."""
-    shards = frozenset[int]().union(*(request.shards for request in asked))
+    shards = _hit(asked)
     return frozenset(
         request.request_id
         for request in unfinished_requests(workspace)
@@ -466,15 +467,19 @@ def at_hand(workspace: Workspace, asked: Sequence[DeletionRequest]) -> frozenset
     )
 
 
+def _hit(requests: Iterable[DeletionRequest]) -> frozenset[int]:
+    return frozenset(shard for request in requests for shard in request.shards)
+
+
 def _forget(
     workspace: Workspace,
     unfinished: Sequence[DeletionRequest],
     pending: Sequence[DeletionRequest],
-    shards: Set[int] | None,
+    shards: Set[int],
 ) -> None:
     """Erase tombstoned records from the vault, then purge every checkpoint that saw one.
 
-    Of ``pending`` requests, in ``shards`` (all, if None). What another ``unfinished`` request would purge
+    Of ``pending`` requests, in ``shards``. What another ``unfinished`` request would purge
     there falls now, in its name too; its records are erased when its turn comes.
 
     A checkpoint that saw one cannot be in the plan of the surviving records, whose keys cover every
@@ -500,9 +505,7 @@ def _forget(
         workspace.ledger.append([(kinds.ERASURE, erasure), *workspace.recommit(workspace.plan())])
     steps = workspace.plan().steps()
     fallen = frozenset(
-        key
-        for key, made in workspace.book.live().items()
-        if key not in steps and (shards is None or made.link.shard in shards)
+        key for key, made in workspace.book.live().items() if key not in steps and made.link.shard in shards
     )
     visible = workspace.visible_sets()
     saw: dict[str, frozenset[str]] = {}

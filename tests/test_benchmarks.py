@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import provenance, tables, verify_cost
+from benchmarks import coalescing, provenance, tables, verify_cost
 from benchmarks.data import as_stored, labels_of, spread, synthetic_records
 from benchmarks.environment import file_system
 from benchmarks.passes import all_passes, count_passes, deletion_passes, formula
@@ -170,3 +170,23 @@ def test_a_timed_call_inside_another_counts_once_and_nothing_is_timed_afterwards
 def test_the_file_system_of_a_path_is_that_of_the_nearest_mount() -> None:
     assert file_system(Path("/proc/self")) == "proc"
     assert file_system(Path("/")) != "proc"
+
+
+def test_the_batch_formula_is_the_known_one_without_slices_and_the_single_one_for_one_request() -> None:
+    """Formula of arXiv 1912.03817 for a batch of K in S shards; and the mean over places for one."""
+    for shards, requests in ((8, 20), (20, 5), (1, 3)):
+        known = 1000 * (1 - (1 - 1 / shards) ** requests) - requests
+        for rehearsal in (0, 1):
+            assert coalescing.batch_formula(1000, shards, 1, rehearsal, requests) == pytest.approx(known)
+    for slices in (1, 4, 8):
+        alone = 1000 / 8 * (2 / 3 + 1 / (3 * slices)) * (slices + 1) / 2
+        assert coalescing.batch_formula(1000, 8, slices, 1, 1) == pytest.approx(alone - (slices + 1) / 2)
+    with pytest.raises(ValueError, match="0 or 1"):
+        coalescing.batch_formula(1000, 8, 8, 0.5, 2)
+
+
+def test_requests_together_retrain_a_shard_once_and_cost_no_more_than_alone() -> None:
+    counted = coalescing.count(synthetic_records(120), 4, 3, 1, 10, placements=1, draws=3)
+    assert counted["most_shards"] <= 4
+    assert counted["mean_passes"] == pytest.approx(counted["formula_passes"], rel=0.3)
+    assert 0.4 < counted["saved_against_one_by_one"] < 1

@@ -215,7 +215,7 @@ def test_an_accepted_deletion_serves_the_clean_prefix_until_train_finishes_it(
     arguments = ("--id", name, "--request-id", "case-1")
     done("delete", "-w", ended, *arguments)
 
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -241,7 +241,7 @@ def test_a_second_deletion_finishes_the_first_one_too(
 
     workspace = copy_of(classification.path, tmp_path / "copy")
 
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -73,7 +73,7 @@ class Killed(BaseException):
     pass
 
 
-def gone(*_: object) -> object:
+def gone(*_: object, **__: object) -> object:
     raise Killed
 
 

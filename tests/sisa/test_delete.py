@@ -310,7 +310,7 @@ def test_a_part_that_became_a_link_after_acceptance_holds_the_certificate_back(
     class Killed(BaseException):
         pass
 
-    def gone(*_: object) -> None:
+    def gone(*_: object, **__: object) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:

@@ -51,7 +51,7 @@ def under_way(session: Session, monkeypatch: pytest.MonkeyPatch, *ids: str, **ar
     class Killed(BaseException):
         pass
 
-    def gone(*_: Any) -> Any:
+    def gone(*_: Any, **__: Any) -> Any:
         raise Killed
 
     with monkeypatch.context() as patch:

@@ -273,7 +273,7 @@ def test_a_recovery_that_was_cut_off_can_be_run_again(
 def test_a_recovery_that_only_forgot_is_finished_by_the_next(
     old_state: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gone(*_: Any) -> Any:
+    def gone(*_: Any, **__: Any) -> Any:
         raise Killed
 
     with monkeypatch.context() as patch:
@@ -405,7 +405,7 @@ def test_a_request_that_was_retired_after_the_backup_cannot_be_applied_again_and
 def test_what_was_under_way_in_the_backup_and_retired_since_is_finished_and_retired(
     session: Session, memory_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gone(*_: Any) -> Any:
+    def gone(*_: Any, **__: Any) -> Any:
         raise Killed
 
     with monkeypatch.context() as patch:

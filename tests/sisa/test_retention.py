@@ -132,7 +132,7 @@ def test_requests_that_waited_together_stay_provable_one_without_the_other(
     class Killed(BaseException):
         pass
 
-    def gone(*_: Any) -> Any:
+    def gone(*_: Any, **__: Any) -> Any:
         raise Killed
 
     one, two = of_one_slice(session)
@@ -189,7 +189,7 @@ def test_a_request_under_way_is_not_retired(session: Session, monkeypatch: pytes
     class Killed(BaseException):
         pass
 
-    def gone(*_: Any) -> Any:
+    def gone(*_: Any, **__: Any) -> Any:
         raise Killed
 
     with monkeypatch.context() as patch:
@@ -273,7 +273,7 @@ def test_a_retirement_that_was_cut_off_is_swept_by_the_next_driver(
     class Killed(BaseException):
         pass
 
-    def gone(*_: Any) -> Any:
+    def gone(*_: Any, **__: Any) -> Any:
         raise Killed
 
     tag = session.workspace.tag("r1")
