@@ -30,10 +30,11 @@ def hold(
         ``{hold_id, records}``: its name, and how many records held now it covers.
 
     Raises:
-        InputError: if nothing is named.
+        InputError: if nothing is named, or a deletion of it waits to be worked off.
     """
     if not ids and not subjects:
         raise InputError("IDs or subjects to hold", "none", "name them with --id or --subject")
+    _refuse_waiting(workspace, ids, subjects)
     targets = Targets(
         tags=tuple(sorted(_id_tag(workspace, record_id) for record_id in ids)),
         subjects=tuple(sorted(_subject_tag(workspace, subject) for subject in subjects)),
@@ -47,6 +48,22 @@ def hold(
     workspace.ledger.append([(kinds.HOLD, body)])
     covered = sum(_covers(workspace, targets, stored) for stored in workspace.survivors())
     return {"hold_id": hold_id, "records": covered}
+
+
+def _refuse_waiting(workspace: Workspace, ids: Sequence[str], subjects: Sequence[str]) -> None:
+    """A hold would not stop what is accepted already, and must not seem to."""
+    book = workspace.book
+    begun = {name for fact in book.ledger.facts(kinds.ERASURE) for name in fact.body["requests"]}
+    waiting = [one for _, one in book.requests() if one.request_id not in begun | book.completed().keys()]
+    tags = {workspace.tag(one).hex() for one in ids} if waiting else set()
+    owners = {_subject_tag(workspace, subject) for subject in subjects} if waiting else set()
+    for request in waiting:
+        if tags & set(request.tombstones) or owners & set(request.subjects):
+            raise InputError(
+                "records whose deletion was not accepted yet",
+                f"request {request.request_id}, which waits to be worked off",
+                f"withdraw it with `sisa requests --cancel {request.request_id}`, then hold them",
+            )
 
 
 def lift(workspace: Workspace, hold_id: str, who: Mapping[str, str] = NOBODY) -> dict[str, Any]:

@@ -255,7 +255,7 @@ def manifest_not_rolled_back(monkey: Monkey) -> Trainery:
 def success_without_work(monkey: Monkey) -> Trainery:
     """A request is answered, nothing is written down or done, and all is well."""
 
-    def polite(*_: object) -> DeletionRequest:
+    def polite(*_: object, **__: object) -> DeletionRequest:
         nothing = {"shards": [], "retrained_share": 0.0}
         return DeletionRequest("req-nothing", DELETED, "", Targets(), {}, None, {}, nothing)
 

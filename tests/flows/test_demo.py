@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,7 @@ def test_the_demo_ends_with_equal_digests_and_a_refused_forgery(
     assert "Refused" in told
     assert "Untouched, byte for byte" in told
     printed = capsys.readouterr().out
-    assert "0 failed" in printed
-    assert "1 failed" in printed
+    assert [count != "0" for count in re.findall(r"(\d+) failed", printed)] == [False, False, False, True]
     assert (tmp_path / "demo" / "deletion.json").is_file()
     with pytest.raises(InputError):
         demo.run(console, tmp_path / "demo")

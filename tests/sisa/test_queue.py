@@ -228,3 +228,15 @@ def test_what_is_being_stated_as_not_present_does_not_come_in_before_it_is_state
     retrain(session, tmp_path / "new.jsonl")
     assert "r20" in {stored.record.id for stored in session.workspace.survivors()}
     assert_lawful(session)
+
+
+@pytest.mark.parametrize(("ids", "subjects"), [(["r1"], []), ([], ["s0"])])
+def test_a_hold_does_not_seem_to_stop_what_waits(session: Session, ids: list[str], subjects: list[str]) -> None:
+    queue(session, "r1", request_id="one")
+    hold(session.workspace, ["r9"], [])
+    with pytest.raises(InputError, match="requests --cancel one"):
+        hold(session.workspace, ids, subjects)
+    cancel(session, "one")
+    hold(session.workspace, ids, subjects)
+    with pytest.raises(HeldError):
+        queue(session, "r1", request_id="two")
