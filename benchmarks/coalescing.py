@@ -68,7 +68,7 @@ def passes_without(
         chains[shard] = make_chain(shard, rest, layout, before.recipe)
     after = Plan(before.recipe, tuple(chains))
     steps = after.steps()
-    retrained = difference(before, after, frozenset()).retrained
+    retrained = difference(before, after).retrained
     return layout.epochs * sum(len(steps[key].members) for key in retrained), len(hit)
 
 

@@ -71,7 +71,7 @@ def deletion_passes(before: Plan, gone: StoredRecord, layout: ShardLayout) -> in
     chains[shard] = make_chain(shard, rest, layout, before.recipe)
     after = Plan(before.recipe, tuple(chains))
     steps = {step.key: step for step in chains[shard].steps}
-    return layout.epochs * sum(len(steps[key].members) for key in difference(before, after, frozenset()).retrained)
+    return layout.epochs * sum(len(steps[key].members) for key in difference(before, after).retrained)
 
 
 def _records(chain: Chain, layout: ShardLayout) -> list[StoredRecord]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from shards.digest import derive, tensor_digest
-from shards.errors import EnvironmentMismatchError, IntegrityError, StepFailedError
+from shards.errors import EnvironmentMismatchError, IntegrityError, StalePlanError, StepFailedError
 from shards.lineage import Checkpoint, pack_tags
 from shards.plan import SliceStep, pass_order
 from shards.records import Record
@@ -153,7 +153,7 @@ def perform(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
 
     Raises:
         EnvironmentMismatchError: if this process is of another class than the chain.
-        StepFailedError: if the step is not (or no longer) part of the plan.
+        StalePlanError: if the step is not (or no longer) part of the plan.
         IntegrityError: if parent or records are damaged.
     """
     environment = trainer.environment()
@@ -198,7 +198,7 @@ def _planned(workspace: Workspace, step_order: StepOrder) -> SliceStep:
     steps = workspace.chain(step_order.shard).steps
     step = next((step for step in steps if step.key == step_order.key), None)
     if step is None:
-        raise StepFailedError(
+        raise StalePlanError(
             f"step {step_order.key[:12]} in the plan of the surviving records",
             "a plan without it: records changed after the order was given",
             "run the command again",

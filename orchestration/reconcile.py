@@ -7,7 +7,7 @@ fact in one transaction; an object without a fact is swept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,17 @@ class Reconciled:
     damaged: tuple[str, ...]
     errors: tuple[SisaError, ...]
 
+    def __add__(self, later: Reconciled) -> Reconciled:
+        """This and what was done after it; what held this back is over."""
+        return Reconciled(
+            manifest=later.manifest,
+            trained=self.trained + later.trained,
+            passes=self.passes + later.passes,
+            step_seconds=self.step_seconds + later.step_seconds,
+            damaged=tuple(sorted({*self.damaged, *later.damaged})),
+            errors=later.errors,
+        )
+
     def raise_errors(self) -> None:
         """Raise what ended a chain early, if anything did.
 
@@ -101,7 +112,7 @@ def reconcile(
     trained: list[Checkpoint] = []
     errors: list[SisaError] = []
     seconds = 0.0
-    for outcome in executor.run(chains, trainer, workspace.path, workspace.store.root):
+    for outcome in _outcomes(workspace, executor.run(chains, trainer, workspace.path, workspace.store.root)):
         seconds += outcome.seconds
         if outcome.checkpoint is not None:
             trained.append(outcome.checkpoint)
@@ -111,9 +122,11 @@ def reconcile(
         elif outcome.error is not None:
             errors.append(failure(outcome.error, outcome.shard))
         progress(Progress(len(trained), total, outcome, sizes))
-    manifest = publish(workspace, plan)
-    # An ingest may have put a record before stored steps; what the plan no longer has is dropped.
-    steps = plan.steps()
+    now = workspace.plan()  # a deletion may have been accepted, or withdrawn, while steps were trained
+    manifest = publish(workspace, now)
+    # An ingest may have put a record before stored steps; what no plan has any more is dropped. What only
+    # a deletion accepted meanwhile makes fall is purged in its name, in its turn.
+    steps = plan.steps().keys() | now.steps().keys()
     fallen = {
         key
         for key, made in workspace.book.live().items()
@@ -128,6 +141,16 @@ def reconcile(
         damaged=tuple(sorted(set(recorded) - set(intact))),
         errors=tuple(errors),
     )
+
+
+def _outcomes(workspace: Workspace, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """The outcomes as they come; others may append facts while one is waited for."""
+    while True:
+        with workspace.giving_way():
+            outcome = next(outcomes, None)
+        if outcome is None:
+            return
+        yield outcome
 
 
 def records_in(chains: Iterable[ChainOrder]) -> dict[int, tuple[int, ...]]:

@@ -72,6 +72,15 @@ class Book:
         self.ledger = ledger
         self._store = store
         self._targets: dict[str, Targets] = {}
+        self._added_up: dict[str, tuple[int, Any]] = {}
+
+    def _once(self, name: str, add_up: Callable[[], T], *kinds: str) -> T:
+        """What ``add_up`` makes of the facts of these kinds, made again only when there are more."""
+        last = self.ledger.last(*kinds)
+        if name not in self._added_up or self._added_up[name][0] != last:
+            self._added_up[name] = (last, add_up())
+        made: T = self._added_up[name][1]
+        return made
 
     def _each(self, read: Callable[[Fact], T], *kinds: str) -> list[T]:
         """What ``read`` makes of each fact of these kinds, oldest first.
@@ -83,8 +92,8 @@ class Book:
 
     def _last(self, read: Callable[[Fact], T], kind: str) -> T | None:
         """What ``read`` makes of the last fact of a kind, if there is one."""
-        facts = self.ledger.facts(kind)
-        return _understood(facts[-1], read) if facts else None
+        fact = self.ledger.newest(kind)
+        return None if fact is None else _understood(fact, read)
 
     def genesis(self) -> Fact:
         """The log's first fact.
@@ -115,6 +124,9 @@ class Book:
 
     def parts(self) -> list[Part]:
         """The vault's current parts."""
+        return list(self._once("parts", self._parts, kinds.INGEST, kinds.ERASURE))
+
+    def _parts(self) -> tuple[Part, ...]:
         parts: dict[str, Part] = {}
 
         def swap(fact: Fact) -> None:
@@ -124,7 +136,7 @@ class Book:
             parts.update({part["file"]: Part(**part) for part in fact.body["added"]})
 
         self._each(swap, kinds.INGEST, kinds.ERASURE)
-        return list(parts.values())
+        return tuple(parts.values())
 
     def next_generation(self) -> int:
         """One more than any generation ever taken in."""
@@ -133,6 +145,9 @@ class Book:
 
     def checkpoints(self) -> list[Stored]:
         """Every checkpoint ever recorded, with its fate."""
+        return list(self._once("checkpoints", self._checkpoints, kinds.CHECKPOINT, kinds.PURGE))
+
+    def _checkpoints(self) -> list[Stored]:
         history: list[Stored] = []
         live: dict[str, int] = {}
 
@@ -157,6 +172,9 @@ class Book:
 
     def live(self) -> dict[str, Checkpoint]:
         """Checkpoints that were not purged, by key."""
+        return dict(self._once("live", self._live, kinds.CHECKPOINT, kinds.PURGE))
+
+    def _live(self) -> dict[str, Checkpoint]:
         return {stored.checkpoint.key: stored.checkpoint for stored in self.checkpoints() if stored.live}
 
     def commitments(self) -> list[tuple[Fact, SliceCommitment]]:
@@ -195,6 +213,9 @@ class Book:
 
     def requests(self) -> list[tuple[Fact, DeletionRequest]]:
         """Every request ever accepted and not withdrawn, oldest first, with its fact."""
+        return list(self._once("requests", self._requests, kinds.REQUEST, kinds.CANCEL, kinds.RETIRED))
+
+    def _requests(self) -> list[tuple[Fact, DeletionRequest]]:
         retired, withdrawn = self.retired(), {fact.seq for fact in self.withdrawn()}
         return [
             _understood(
@@ -260,6 +281,9 @@ class Book:
 
     def tombstones(self) -> frozenset[bytes]:
         """Tags of everything that may never train again."""
+        return self._once("tombstones", self._tombstones, kinds.REQUEST, kinds.CANCEL, kinds.RETIRED)
+
+    def _tombstones(self) -> frozenset[bytes]:
         return frozenset(bytes.fromhex(tag) for _, request in self.requests() for tag in request.tombstones)
 
     def certificates(self) -> dict[str, Fact]:

@@ -101,6 +101,10 @@ class StepFailedError(OperationError):
     """A slice step failed; other shards went on."""
 
 
+class StalePlanError(StepFailedError):
+    """A step was ordered of a plan that is no longer that of the surviving records."""
+
+
 class EnvironmentMismatchError(OperationError):
     """A chain of checkpoints belongs to another environment class."""
 

@@ -54,13 +54,19 @@ class ShardLayout:
 
     def place(self, record: Record) -> Assignment:
         """Shard by subject (or ID), slice by ID (or declared risk), generation as stored."""
-        owner = ("subject", record.subject) if record.subject else ("id", record.id)
-        shard = _number(self.key, "shard", *owner) % self.shards
+        shard = self.shard_of(record.subject) if record.subject else self._shard("id", record.id)
         if record.risk is None:
             local = _number(self.key, "slice", record.id) % self.slices
         else:  # likely deletions go last, where a restart is cheapest
             local = min(int(record.risk * self.slices), self.slices - 1)
         return Assignment(shard, record.generation * self.slices + local)
+
+    def shard_of(self, subject: str) -> int:
+        """Where all records of a subject live."""
+        return self._shard("subject", subject)
+
+    def _shard(self, kind: str, owner: str) -> int:
+        return _number(self.key, "shard", kind, owner) % self.shards
 
     def order_key(self, record_id: str, step: int, epoch: int) -> bytes:
         """Sort key of a record within one pass of one step."""

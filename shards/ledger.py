@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import base64
 import sqlite3
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from heapq import merge
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,9 @@ class Ledger:
         self.path = path
         self._signing_key = signing_key
         self._tree = _Tree()
+        self._read: dict[str, list[_Row]] = defaultdict(list)  # by kind; facts are appended and never edited
+        self._known: dict[int, Fact] = {}
+        self._last = 0
         with storage(f"find the ledger {path}"):
             found = path.is_file()
         if not create and not found:
@@ -204,11 +209,31 @@ class Ledger:
 
     def facts(self, *kinds: str) -> list[Fact]:
         """All facts of these kinds, oldest first. This is a read-only operation."""
-        marks = ", ".join("?" * len(kinds))
-        query = f"SELECT seq, kind, body, created FROM facts NOT INDEXED WHERE kind IN ({marks}) ORDER BY seq"  # noqa: S608
+        self._read_on()
+        return [self._understood(row) for row in merge(*(self._read[kind] for kind in kinds))]
+
+    def last(self, *kinds: str) -> int:
+        """Number of the newest fact of these kinds, 0 if there is none. This is a read-only operation."""
+        self._read_on()
+        return max((self._read[kind][-1][0] for kind in kinds if self._read[kind]), default=0)
+
+    def newest(self, kind: str) -> Fact | None:
+        """The newest fact of a kind, if there is one. This is a read-only operation."""
+        self._read_on()
+        return self._understood(self._read[kind][-1]) if self._read[kind] else None
+
+    def _read_on(self) -> None:
+        """Read what anybody has appended since; what was read before is kept."""
         with self._errors():
-            rows = self._db.execute(query, kinds).fetchall()
-        return [self._fact(row) for row in rows]
+            rows = self._rows(self._last)
+        for row in rows:
+            self._read[row[1]].append(row)
+            self._last = row[0]
+
+    def _understood(self, row: _Row) -> Fact:
+        if row[0] not in self._known:
+            self._known[row[0]] = self._fact(row)
+        return self._known[row[0]]
 
     def since(self, size: int) -> list[Fact]:
         """All facts after the first ``size``. This is a read-only operation."""

@@ -7,10 +7,9 @@ be purged?" are set operations on keys.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from shards.layout import ShardLayout
 from shards.lineage import Link, records_digest
@@ -124,76 +123,27 @@ def pass_order(
 
 
 @dataclass(frozen=True, slots=True)
-class ShardImpact:
-    """What a change of plan does to one shard.
-
-    Attributes:
-        shard: its number.
-        first_slice: the first slice whose checkpoint falls.
-        steps: how many steps must be trained.
-        purged: keys of the checkpoints that fall.
-    """
-
-    shard: int
-    first_slice: int
-    steps: int
-    purged: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """As printed and recorded."""
-        return {
-            "shard": self.shard,
-            "first_slice": self.first_slice,
-            "steps": self.steps,
-            "purged": list(self.purged),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Impact:
+class Difference:
     """The difference of two plans.
 
     Attributes:
-        shards: the shards that change.
         kept: keys that stand in both plans.
         retrained: keys to be trained.
         retrained_share: records in retrained steps over records in all steps before (sample passes).
     """
 
-    shards: tuple[ShardImpact, ...]
     kept: tuple[str, ...]
     retrained: tuple[str, ...]
     retrained_share: float
 
-    @property
-    def purged(self) -> tuple[str, ...]:
-        """Keys of all checkpoints that fall."""
-        return tuple(key for shard in self.shards for key in shard.purged)
 
-    def to_json(self) -> dict[str, Any]:
-        """As printed and recorded."""
-        return {
-            "shards": [shard.to_json() for shard in self.shards],
-            "retrained_share": self.retrained_share,
-        }
-
-
-def difference(before: Plan, after: Plan, stored: Set[str]) -> Impact:
-    """What must be purged and trained to go from one plan to the other, given what is ``stored``."""
+def difference(before: Plan, after: Plan) -> Difference:
+    """What must be trained to go from one plan to the other."""
     old, new = before.steps(), after.steps()
-    shards = []
-    for chain, chain_after in zip(before.chains, after.chains, strict=True):
-        gone = [step for step in chain.steps if step.key not in new]
-        added = [step for step in chain_after.steps if step.key not in old]
-        if gone or added:
-            first = min(step.link.slice for step in gone + added)
-            purged = tuple(step.key for step in gone if step.key in stored)
-            shards.append(ShardImpact(chain.shard, first, len(added), purged))
     retrained = [step for key, step in new.items() if key not in old]
     total = sum(len(step.members) for step in old.values())
     share = sum(len(step.members) for step in retrained) / total if total else 0.0
-    return Impact(
-        shards=tuple(shards),
+    return Difference(
         kept=tuple(key for key in old if key in new),
         retrained=tuple(step.key for step in retrained),
         retrained_share=share,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards import references
@@ -145,6 +146,17 @@ class Vault:
             self._decoded[part.digest] = _decode(data)
         return list(self._decoded[part.digest])
 
+    def pick(self, part: Part, column: str, value: bytes | str) -> list[StoredRecord]:
+        """The records of a part whose ``column`` has a value, in tag order; no other is decoded.
+
+        Raises:
+            IntegrityError: if the file is missing, a link, or not the one the ledger names.
+        """
+        with pq.ParquetFile(pa.BufferReader(self._verified(part))) as file:
+            at = file.read(columns=[column], use_threads=False).column(column)
+            rows = pc.indices_nonzero(pc.equal(at, value))
+            return _records(file.read(use_threads=False).take(rows)) if len(rows) else []
+
     def tags(self, parts: Iterable[Part]) -> dict[bytes, Part]:
         """Every tag held, and the part that holds it, without decoding content.
 
@@ -237,7 +249,10 @@ def _encode(records: Sequence[StoredRecord]) -> bytes:
 
 
 def _decode(data: bytes) -> list[StoredRecord]:
-    table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+    return _records(pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False))
+
+
+def _records(table: pa.Table) -> list[StoredRecord]:
     return [
         StoredRecord(
             Record(

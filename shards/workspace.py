@@ -6,7 +6,9 @@ DIR/vault/           personal data: Parquet parts, and the texts behind keyed re
 DIR/store/           checkpoints, what they saw, leaves of slice trees, targets of requests; content-addressed
 DIR/ledger.sqlite    facts, no personal data; a transparency log with signed tree heads
 DIR/certificates/    one signed certificate a deletion
+DIR/index.sqlite     which part of the vault holds a record; derived, may be removed at any time
 DIR/lock             held by the live driver
+DIR/lock.write       held by whoever writes at this moment
 DIR/replay-*         checkpoints of a running replay, compared and removed
 """
 
@@ -33,15 +35,19 @@ from shards.ledger import Ledger
 from shards.lineage import Checkpoint, unpack_tags
 from shards.plan import Chain, Plan, make_chain, make_plan
 from shards.store import Store
+from shards.turn import Turn
 from shards.vault import Part, StoredRecord, Vault, record_tag
+from shards.whereabouts import Whereabouts
 
 CONFIG_FILE = "sisa.yaml"
 SEEN_FILE = "tags"
 SCRATCH = "replay-"
 SCRATCH_ELSEWHERE = "sisa-replay-"  # in the temporary directory, where the workspace may not be written to
 LOCK_FILE = "lock"
+TURN_FILE = "lock.write"
+INDEX_FILE = "index.sqlite"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_OWN = (CONFIG_FILE, "keys", "vault", "store", "certificates", LOCK_FILE)
+_OWN = (CONFIG_FILE, "keys", "vault", "store", "certificates", LOCK_FILE, TURN_FILE, INDEX_FILE)
 
 
 class Workspace:
@@ -54,6 +60,8 @@ class Workspace:
         self.store = Store(path / "store")
         self.book = Book(ledger, self.store)
         self.vault = Vault(path / "vault")
+        self.whereabouts = Whereabouts(path / INDEX_FILE, self.vault)
+        self._turn = Turn(path / TURN_FILE)
 
     @classmethod
     def create(cls, path: Path) -> Workspace:
@@ -118,7 +126,23 @@ class Workspace:
         Raises:
             LockedError: if another live process is.
         """
-        with lock.exclusive(self.path / LOCK_FILE):
+        with lock.exclusive(self.path / LOCK_FILE), self._turn.taken():
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Append facts between those of a driver, which gives way while steps are trained.
+
+        Raises:
+            LockedError: if the driver does not give way for long.
+        """
+        with self._turn.taken():
+            yield
+
+    @contextmanager
+    def giving_way(self) -> Iterator[None]:
+        """Let others append facts for the duration; what they did must be expected afterwards."""
+        with self._turn.given_away():
             yield
 
     def close(self) -> None:

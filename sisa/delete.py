@@ -12,30 +12,27 @@ is continued by the next ``delete`` or ``train``.
 
 from __future__ import annotations
 
-import re
 import time
-import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestration.executor import Executor, SliceTrainer
-from orchestration.reconcile import Reconciled, purge, reconcile, restart_foreign, served
+from orchestration.reconcile import Reconciled, purge, reconcile, restart_foreign
 from shards import kinds
-from shards.deletion import DELETED, NOT_PRESENT, DeletionRequest, subject_tag, tombstones
-from shards.errors import InputError, LawViolationError, OperationError, UnknownRecordError
+from shards.deletion import DeletionRequest
+from shards.errors import InputError, LawViolationError, LockedError, OperationError, StalePlanError
+from shards.forgetting import foresee, places_of
 from shards.law import check_law
-from shards.plan import Impact, Plan, difference, make_plan
-from shards.references import reference
-from shards.targets import Targets
 from shards.vault import StoredRecord
 from shards.workspace import Workspace
+from sisa.acceptance import Target, accept, as_queued, as_repeated, look_up
 from sisa.certificate import certificate_path, is_intact, issue
 from sisa.hold import refuse_held
 from sisa.people import NOBODY, refer
 from sisa.session import Report, Session, silent
-from sisa.wording import named, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +80,6 @@ class Deleted:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """What a call asks for, looked up."""
-
-    records: tuple[StoredRecord, ...]
-    earlier: tuple[DeletionRequest, ...]
-    ids: tuple[str, ...]
-    missing: tuple[str, ...]
-    subjects: tuple[str, ...]
-    absent: tuple[str, ...]
-
-
 def delete(
     session: Session,
     ids: Sequence[str] = (),
@@ -136,29 +121,22 @@ def delete(
     started = time.monotonic()
     if not ids and not subjects:
         raise InputError("IDs or subjects to delete", "none", "name them with --id, --ids-file or --subject")
-    covering: list[DeletionRequest] = []
     if dry_run:
-        target = _look_up(session, ids, subjects, ignore_missing)
+        target = look_up(session, ids, subjects, ignore_missing)
+        impact = foresee(session.workspace, places_of(session.workspace, target.records)).to_json()
         labels_gone = _labels_gone(session.workspace, target.records)
-        impact = planned_impact(session.workspace, target.records).to_json()
+        covering: list[DeletionRequest] = []
         earlier = _completed(session.workspace, target.earlier)
     else:
-        with session.driving():
+        with session.accepting() if queue else _at_once(session):
             session.refuse_other_recipe()
-            target = _look_up(session, ids, subjects, ignore_missing)
-            target = _as_queued(target) if queue else target
-            target = _as_repeated(session.workspace, request_id, target, who)
-            labels_gone = _labels_gone(session.workspace, target.records)
-            covering += target.earlier
+            session.workspace.whereabouts.follow(session.workspace.book.parts())
+            target = look_up(session, ids, subjects, ignore_missing)
+            target = as_queued(target) if queue else target
+            target = as_repeated(session.workspace, request_id, target, who)
             earlier = _completed(session.workspace, target.earlier)
-            refuse_held(session.workspace, target.records, request_id, who)
-            if target.records or target.absent:
-                references = refer(session.workspace, who)
-                covering.append(
-                    accept(
-                        session, target.records, target.subjects, target.absent, request_id, references, queued=queue
-                    )
-                )
+            covering = [*target.earlier, *_accepted(session, target, request_id, who, queue=queue)]
+            labels_gone = () if queue else _labels_gone(session.workspace, target.records)
             asked = [request for request in unfinished_requests(session.workspace) if request in covering]
             if asked and not queue:
                 only = at_hand(session.workspace, asked)
@@ -182,6 +160,29 @@ def delete(
     )
 
 
+@contextmanager
+def _at_once(session: Session) -> Iterator[None]:
+    """Drive; whoever cannot is told how to forget at once all the same."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(session.driving())
+        except LockedError as error:
+            remedy = f"{error.remedy}; or add --queue: the records are forgotten at once, the training follows"
+            raise LockedError(error.expected, error.found, remedy) from error
+        yield
+
+
+def _accepted(
+    session: Session, target: Target, request_id: str | None, who: Mapping[str, str], *, queue: bool
+) -> list[DeletionRequest]:
+    """The request by which what is asked for is accepted; none if earlier ones cover it."""
+    refuse_held(session.workspace, target.records, request_id, who)
+    if not (target.records or target.absent):
+        return []
+    references = refer(session.workspace, who)
+    return [accept(session, target.records, target.subjects, target.absent, request_id, references, queued=queue)]
+
+
 def _completed(workspace: Workspace, requests: Sequence[DeletionRequest]) -> dict[str, str | None]:
     """When each request was completed; None for one that nobody completed, or whose certificate was lost."""
     unfinished = unfinished_requests(workspace) if requests else []
@@ -195,185 +196,6 @@ def _labels_gone(workspace: Workspace, records: Sequence[StoredRecord]) -> tuple
     left = {stored.record.fields().get("label") for stored in workspace.survivors() if stored.tag not in going}
     lost = {stored.record.fields().get("label") for stored in records} - left
     return tuple(sorted(label for label in lost if label is not None))
-
-
-def _look_up(session: Session, ids: Sequence[str], subjects: Sequence[str], ignore_missing: bool) -> _Target:
-    workspace = session.workspace
-    namespace = workspace.pinned().namespace
-    survivors = workspace.survivors()
-    by_id = {stored.record.id: stored for stored in survivors}
-    covered = {tag: request for _, request in workspace.book.requests() for tag in request.tombstones}
-    hit: dict[str, StoredRecord] = {}
-    earlier: dict[str, DeletionRequest] = {}
-    known: list[str] = []
-    missing: dict[str, str] = {}  # ID → tag
-    for record_id in dict.fromkeys(ids):
-        before = covered.get(workspace.tag(record_id).hex())
-        if record_id in by_id:
-            hit[record_id] = by_id[record_id]
-        elif before is not None:
-            earlier[before.request_id] = before
-        else:
-            missing[record_id] = workspace.tag(record_id).hex()
-            continue
-        known.append(record_id)
-    tags = {subject: subject_tag(workspace.keys, namespace, subject).hex() for subject in subjects}
-    unknown: list[str] = []
-    for subject, tag in tags.items():
-        owned = {stored.record.id: stored for stored in survivors if stored.record.subject == subject}
-        done = [request for _, request in workspace.book.requests() if tag in request.subjects]
-        if not owned and not done:
-            unknown.append(subject)
-        hit |= owned
-        earlier |= {request.request_id: request for request in done}
-        known += owned
-    if (missing or unknown) and not ignore_missing:
-        raise UnknownRecordError(
-            f"IDs and subjects that {workspace.path} holds or held",
-            f"never held: {named([*missing, *unknown])}",
-            "correct them, or leave them out with --ignore-missing; nothing was deleted",
-        )
-    if not (hit or earlier or missing):
-        raise UnknownRecordError(
-            "an ID, or a subject that is or was held",
-            f"subjects never held: {named(unknown)}",
-            "correct them; that somebody is not present can be certified of IDs only",
-        )
-    return _Target(
-        records=tuple(hit.values()),
-        earlier=tuple(earlier.values()),
-        ids=tuple(dict.fromkeys(known)),
-        missing=(*missing, *unknown),
-        subjects=tuple(tag for subject, tag in tags.items() if subject not in unknown),
-        absent=tuple(missing.values()),
-    )
-
-
-def _as_queued(target: _Target) -> _Target:
-    """The target less the IDs never held: that they are not present is said of now, and not of weeks later."""
-    if not target.records and not target.earlier:
-        raise UnknownRecordError(
-            "an ID that is or was held", f"never held: {named(target.missing)}", "certify that without --queue"
-        )
-    return replace(target, absent=())
-
-
-def _as_repeated(workspace: Workspace, request_id: str | None, target: _Target, who: Mapping[str, str]) -> _Target:
-    """The target less what earlier requests said already; a request ID may be repeated for the same only."""
-    said = {tag for request in target.earlier for tag in request.targets.absent}
-    target = replace(target, absent=tuple(tag for tag in target.absent if tag not in said))
-    if request_id is None:
-        return target
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", request_id):
-        raise InputError(
-            "a request ID of up to 128 letters, digits, '-', '_', '.'", quoted(request_id), "choose another"
-        )
-    found = workspace.book.request(request_id)
-    if found is None:
-        return target
-    same = found[1]
-    said_by = {kind: reference(workspace.keys.reference, kind, text) for kind, text in who.items() if text}
-    if said_by and said_by != same.references:
-        raise InputError(
-            f"a new request, or request {request_id} as it was made",
-            f"request {request_id} exists with another requester, authoriser, reason or basis",
-            "choose another --request-id, or repeat it without these",
-        )
-    if not target.records and set(target.absent) == set(same.targets.absent) and not (same.tags or same.retired):
-        return replace(target, earlier=(*target.earlier, same), absent=())
-    before = {request.request_id for fact, request in workspace.book.requests() if fact.seq < found[0].seq}
-    others = [one for one in target.earlier if one != same and one.request_id not in before]
-    its_own = [one for one in target.ids if workspace.tag(one).hex() in same.tombstones]
-    whole = set(target.subjects) <= set(same.subjects) if target.subjects else len(its_own) == len(same.tags)
-    if target.records or target.absent or same not in target.earlier or others or not whole:
-        raise InputError(
-            f"a new request, or the records of request {request_id} again",
-            f"request {request_id} exists and covers other records",
-            "choose another --request-id",
-        )
-    return target
-
-
-def planned_impact(workspace: Workspace, records: Sequence[StoredRecord]) -> Impact:
-    """What deleting ``records`` does to the plan and the store. This is a read-only operation."""
-    plans = _plans(workspace, {stored.tag for stored in records})
-    return difference(*plans, workspace.book.live().keys())
-
-
-def _plans(workspace: Workspace, gone: Set[bytes]) -> tuple[Plan, Plan]:
-    """The plan of the records that survive now, and the plan without those of tags ``gone``."""
-    layout, recipe = workspace.layout(), workspace.pinned().digest
-    survivors = workspace.survivors()
-    rest = [stored for stored in survivors if stored.tag not in gone]
-    return make_plan(survivors, layout, recipe), make_plan(rest, layout, recipe)
-
-
-def accept(
-    session: Session,
-    records: Sequence[StoredRecord],
-    subjects: Sequence[str],
-    absent: Sequence[str],
-    request_id: str | None,
-    references: Mapping[str, str] = NOBODY,
-    *,
-    queued: bool = False,
-) -> DeletionRequest:
-    """Make the tombstones durable and roll the served manifest back, in one transaction.
-
-    From here on the records are forgotten: nothing served saw them.
-
-    Args:
-        session: an open session that drives the workspace.
-        records: what is to be forgotten; none for a statement that something is not present.
-        subjects: tags (hex) of the subjects named.
-        absent: tags (hex) of IDs asked for and never held.
-        request_id: the caller's name for the request.
-        references: requester, authoriser, reason, basis → keyed reference.
-        queued: it is to be worked off later.
-    """
-    keys, namespace = session.workspace.keys, session.workspace.pinned().namespace
-    named = {stored.record.subject for stored in records if stored.record.subject is not None}
-    owners = {subject_tag(keys, namespace, subject).hex() for subject in named}
-    targets = Targets(
-        tags=tuple(sorted(stored.tag.hex() for stored in records)),
-        tombstones=tombstones(records, keys, namespace),
-        absent=tuple(sorted(absent)),
-        subjects=tuple(sorted({*subjects, *owners})),
-        fingerprints=tuple(sorted({stored.fingerprint.hex() for stored in records})),
-    )
-    request_id = request_id or f"req-{uuid.uuid4().hex[:16]}"
-    return apply(session.workspace, targets, request_id, references, session.options.backup_days, queued=queued)
-
-
-def apply(
-    workspace: Workspace,
-    targets: Targets,
-    request_id: str,
-    references: Mapping[str, str],
-    backup_days: int | None,
-    *,
-    queued: bool = False,
-) -> DeletionRequest:
-    """The one transaction of :func:`accept`, for targets that are known (a restored backup's too)."""
-    forgotten = {bytes.fromhex(tag) for tag in targets.tombstones}
-    before, plan = _plans(workspace, forgotten)
-    current = workspace.book.manifest()
-    request = DeletionRequest(
-        request_id=request_id,
-        kind=DELETED if targets.tombstones else NOT_PRESENT,
-        object=workspace.store.put(targets.files()),
-        targets=targets,
-        references=dict(references),
-        backup_days=backup_days,
-        before={} if current is None else current.to_json(),
-        impact=difference(before, plan, workspace.book.live().keys()).to_json(),
-        queued=queued,
-    )
-    facts: list[tuple[str, Mapping[str, Any]]] = [(kinds.REQUEST, request.to_json())]
-    if targets.tombstones:
-        facts.append((kinds.MANIFEST, served(workspace, plan).to_json()))
-    workspace.ledger.append(facts)
-    return request
 
 
 def unfinished_requests(workspace: Workspace) -> list[DeletionRequest]:
@@ -398,15 +220,39 @@ def finish_requests(
 ) -> Reconciled:
     """Forget, relearn and certify for every accepted request, and train what else is missing.
 
-    Of some requests ``only``, if they are named; shards that only others hit wait too. The caller drives the
-    workspace. A request is certified once all shards it hit are whole again; what another shard's failure
-    holds back is in the result's ``errors``. Shards are restarted after the forgetting: what a request
-    made fall is purged in its name, and nothing else is.
+    Of some requests ``only``, if they are named; shards that only others hit wait too, and requests that
+    were accepted meanwhile. What these stopped in the midst of training is planned anew, with them. The
+    caller drives the workspace. A request is certified once all shards it hit are whole again; what
+    another shard's failure holds back is in the result's ``errors``. Shards are restarted after the
+    forgetting: what a request made fall is purged in its name, and nothing else is.
 
     Raises:
         OperationError: if the trainer cannot be had; forgetting is done by then.
         LawViolationError: if the law does not hold; nothing is certified then.
     """
+    workspace = session.workspace
+    asked = _asked(workspace)
+    done = _finish(session, executor, trainer, report, restart_shards, only)
+    while any(isinstance(error, StalePlanError) for error in done.errors) and _asked(workspace) != asked:
+        asked = _asked(workspace)
+        if only is not None:
+            only = at_hand(workspace, [one for one in unfinished_requests(workspace) if one.request_id in only])
+        done += _finish(session, executor, trainer, report, restart_shards, only)
+    return done
+
+
+def _asked(workspace: Workspace) -> int:
+    return workspace.ledger.last(kinds.REQUEST, kinds.CANCEL)
+
+
+def _finish(
+    session: Session,
+    executor: Executor | None,
+    trainer: SliceTrainer | None,
+    report: Report,
+    restart_shards: bool,
+    only: Collection[str] | None,
+) -> Reconciled:
     workspace = session.workspace
     unfinished = unfinished_requests(workspace)
     pending = [request for request in unfinished if only is None or request.request_id in only]
@@ -503,6 +349,7 @@ def _forget(
             "method": "rewrite and unlink",
         }
         workspace.ledger.append([(kinds.ERASURE, erasure), *workspace.recommit(workspace.plan())])
+        workspace.whereabouts.follow(workspace.book.parts())
     steps = workspace.plan().steps()
     fallen = frozenset(
         key for key, made in workspace.book.live().items() if key not in steps and made.link.shard in shards

@@ -211,3 +211,4 @@ def commit(session: Session, new: Sequence[StoredRecord], ingested: Ingested) ->
     if ingested.readmitted:  # how many, not which: a tag could never be destroyed again
         facts.append((kinds.READMISSION, {"records": ingested.readmitted}))
     workspace.ledger.append([*facts, *workspace.recommit(plan)])
+    workspace.whereabouts.follow(workspace.book.parts())

@@ -8,6 +8,7 @@ and each gets its own certificate.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,7 +18,7 @@ from orchestration.executor import Executor, SliceTrainer
 from orchestration.reconcile import publish
 from shards import kinds, lock
 from shards.deletion import DeletionRequest
-from shards.errors import InputError, SisaError, UnknownRecordError
+from shards.errors import InputError, LockedError, SisaError, UnknownRecordError
 from shards.fact import Fact
 from shards.plan import SliceStep
 from shards.workspace import LOCK_FILE, Workspace
@@ -122,7 +123,7 @@ def cancel(session: Session, request_id: str) -> None:
         InputError: if it was begun: what is erased does not come back.
     """
     workspace = session.workspace
-    with session.driving():
+    with session.accepting():
         found = workspace.book.request(request_id)
         if found is None:
             raise UnknownRecordError("the ID of a request", quoted(request_id), "see `sisa requests`")
@@ -133,8 +134,15 @@ def cancel(session: Session, request_id: str) -> None:
                 "one whose records are erased" if request.tags else "one that is completed",
                 "a deleted record can be taken in again, as a new version, with --readmit",
             )
+        if not request.queued and lock.held(workspace.path / LOCK_FILE):
+            raise LockedError(
+                f"nobody driving {workspace.path}, who may be working off request {request_id}",
+                "another process",
+                "wait for it to end; a request made with --queue can be withdrawn at any time",
+            )
         workspace.ledger.append([(kinds.CANCEL, {"request_id": request_id, "fact": fact.seq})])
         publish(workspace, workspace.plan())
+    with suppress(LockedError), session.driving():  # else whoever drives sweeps what nothing names any more
         workspace.sweep()
 
 

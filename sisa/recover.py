@@ -7,6 +7,7 @@ that history was lost; nothing hides that (``docs/backups.md``).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,12 @@ from shards.anchor import Anchor
 from shards.digest import bytes_digest, files_digest
 from shards.errors import InputError, IntegrityError
 from shards.fact import Fact
+from shards.forgetting import Going
+from shards.layout import Assignment
 from shards.note import read_head
 from shards.targets import Targets
 from shards.workspace import Workspace
+from sisa.acceptance import apply
 from sisa.anchoring import (
     UNSIGNED,
     anchored_head,
@@ -29,7 +33,7 @@ from sisa.anchoring import (
     open_anchor,
     rollback,
 )
-from sisa.delete import apply, finish_requests, unfinished_requests
+from sisa.delete import finish_requests, unfinished_requests
 from sisa.retention import retire_requests
 from sisa.session import Report, Session, silent
 
@@ -114,6 +118,16 @@ def recover(
     )
 
 
+def _held(workspace: Workspace, targets: Targets) -> Going:
+    """Where the backup holds the records of a request: it may hold any of their versions."""
+    going = frozenset(map(bytes.fromhex, targets.tombstones)) - workspace.book.tombstones()
+    places: dict[Assignment, set[bytes]] = defaultdict(set)
+    for tag, part in workspace.vault.tags(workspace.book.parts()).items():
+        if tag in going:
+            places[Assignment(part.shard, part.slice)].add(tag)
+    return {place: frozenset(tags) for place, tags in places.items()}
+
+
 def _begun(workspace: Workspace) -> tuple[str, ...]:
     """IDs of the requests that a recovery which was cut off accepted again."""
     open_ones = {request.request_id for request in unfinished_requests(workspace)}
@@ -141,5 +155,6 @@ def _reapply(workspace: Workspace, anchor: Anchor, note: str, known: Set[str]) -
     size = read_head(workspace.ledger.head()).size
     workspace.ledger.append([(kinds.RESTORE, {"lost_head": note, "from": size, "requests": list(again)})])
     for name, (fact, files) in again.items():
-        apply(workspace, Targets.from_files(files), name, fact.body["references"], fact.body["backup_days"])
+        targets = Targets.from_files(files)
+        apply(workspace, targets, _held(workspace, targets), name, fact.body["references"], fact.body["backup_days"])
     return tuple(again)

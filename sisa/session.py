@@ -84,6 +84,19 @@ class Session:
             yield
             self.anchor()
 
+    @contextmanager
+    def accepting(self) -> Iterator[None]:
+        """Append facts beside whoever drives the workspace; otherwise as :meth:`driving`.
+
+        Raises:
+            LockedError: if the driver does not give way for long.
+            IntegrityError: if the ledger was rolled back.
+        """
+        with self.workspace.writing():
+            refuse_rollback(self.workspace, self.options.anchor)
+            yield
+            self.anchor()
+
     def anchor(self) -> None:
         """Tell the anchor, if there is one, what the ledger holds now."""
         bring_up_to_date(self.workspace, self.options.anchor)

@@ -38,7 +38,7 @@ def test_planning_the_hit_chain_alone_counts_what_planning_everything_counts(reh
     before = make_plan(stored, layout, "recipe")
     for gone in stored[::40]:
         after = make_plan([other for other in stored if other is not gone], layout, "recipe")
-        impact = difference(before, after, frozenset())
+        impact = difference(before, after)
         cost = deletion_passes(before, gone, layout)
         assert cost / all_passes(before, layout) == pytest.approx(impact.retrained_share)
         assert cost == 2 * sum(len(after.steps()[key].members) for key in impact.retrained)

@@ -23,7 +23,7 @@ from orchestration.schedule import schedule
 from shards.errors import EnvironmentMismatchError, IntegrityError, StepFailedError, StorageError
 from shards.store import Store
 from shards.workspace import WEIGHTS_FILE
-from sisa.delete import accept
+from sisa.acceptance import accept
 from sisa.ingest import ingest
 from sisa.session import Session
 from tests.toy import ENVIRONMENT, ToyTrainer, toy_recipe, toy_record, toy_session

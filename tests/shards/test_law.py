@@ -24,7 +24,8 @@ from shards.manifest import ModelManifest
 from shards.references import FILE, References
 from shards.vault import Part, StoredRecord
 from shards.workspace import SEEN_FILE, Workspace
-from sisa.delete import accept, delete
+from sisa.acceptance import accept
+from sisa.delete import delete
 from sisa.session import Session
 from sisa.train import train
 from tests.shards.test_ledger import vandalise

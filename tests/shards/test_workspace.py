@@ -20,7 +20,7 @@ from shards.plan import Plan, make_plan
 from shards.references import FILE, References
 from shards.vault import StoredRecord
 from shards.workspace import Workspace
-from sisa.delete import accept
+from sisa.acceptance import accept
 from sisa.session import Session
 from sisa.train import train
 from tests.shards.test_ledger import vandalise

@@ -24,9 +24,10 @@ from shards.errors import (
 )
 from shards.law import check_law
 from shards.workspace import Workspace
+from sisa.acceptance import accept
 from sisa.audit import audit_record
 from sisa.certificate import certificate_path, is_intact
-from sisa.delete import accept, delete, unfinished_requests
+from sisa.delete import delete, unfinished_requests
 from sisa.export import export_records
 from sisa.ingest import Ingested, commit
 from sisa.session import Session

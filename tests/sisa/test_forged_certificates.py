@@ -15,9 +15,10 @@ from shards.errors import RecipeMismatchError
 from shards.law import check_law
 from shards.sparse import prove
 from shards.workspace import Workspace
+from sisa.acceptance import accept
 from sisa.certificate import certificate_path
 from sisa.certificate import statement as state
-from sisa.delete import accept, delete
+from sisa.delete import delete
 from sisa.ingest import Ingested, commit
 from sisa.replay import replay
 from sisa.session import Session

@@ -14,7 +14,7 @@ import pytest
 from shards.digest import parse_json
 from shards.errors import InputError
 from shards.law import check_law
-from sisa.delete import accept
+from sisa.acceptance import accept
 from sisa.document import read_certificate
 from sisa.export import export_records, register_derived
 from sisa.letter import letter

@@ -18,9 +18,9 @@ from shards.manifest import ModelManifest
 from shards.records import make_content
 from shards.vault import StoredRecord
 from shards.workspace import WEIGHTS_FILE
+from sisa.acceptance import accept
 from sisa.certificate import certificate_path
 from sisa.certificate import statement as state
-from sisa.delete import accept
 from sisa.document import read_certificate
 from sisa.export import register_derived
 from sisa.ingest import Ingested, commit
