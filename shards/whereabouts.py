@@ -43,6 +43,7 @@ class Whereabouts:
     def _follow(self, parts: Sequence[Part]) -> None:
         with self._opened(create=True) as db:
             known = dict(db.execute("SELECT file, number FROM parts"))
+            db.execute("SELECT mark, part FROM places LIMIT 1")  # it is not another's file
             current = {part.file: part for part in parts}
             gone = [(known[file],) for file in known.keys() - current.keys()]
             added = [current[file] for file in current.keys() - known.keys()]

@@ -18,7 +18,7 @@ import errno
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -180,7 +180,10 @@ class Workspace:
 
     def survivors(self, shard: int | None = None) -> list[StoredRecord]:
         """Records that are held and not tombstoned, in tag order."""
-        forgotten = self.book.tombstones()
+        return self.held(self.book.tombstones(), shard)
+
+    def held(self, forgotten: Set[bytes], shard: int | None = None) -> list[StoredRecord]:
+        """Records of the vault but for those with tags ``forgotten``, in tag order."""
         held = [stored for part in self.parts(shard) for stored in self.vault.read(part)]
         return sorted((stored for stored in held if stored.tag not in forgotten), key=lambda stored: stored.tag)
 

@@ -20,7 +20,7 @@ from shards import kinds, lock
 from shards.deletion import DeletionRequest
 from shards.errors import InputError, LockedError, SisaError, UnknownRecordError
 from shards.fact import Fact
-from shards.plan import SliceStep
+from shards.plan import SliceStep, make_plan
 from shards.workspace import LOCK_FILE, Workspace
 from sisa.config import RunOptions
 from sisa.delete import finish_requests, unfinished_requests
@@ -140,7 +140,12 @@ def cancel(session: Session, request_id: str) -> None:
                 "another process",
                 "wait for it to end; a request made with --queue can be withdrawn at any time",
             )
-        workspace.ledger.append([(kinds.CANCEL, {"request_id": request_id, "fact": fact.seq})])
+        # What comes back is committed to again in the same transaction: an ingest may have left it out.
+        others = [one for _, one in workspace.book.requests() if one != request]
+        still = {bytes.fromhex(tag) for one in others for tag in one.tombstones}
+        back = make_plan(workspace.held(still), workspace.layout(), workspace.pinned().digest)
+        withdrawal = {"request_id": request_id, "fact": fact.seq}
+        workspace.ledger.append([(kinds.CANCEL, withdrawal), *workspace.recommit(back)])
         publish(workspace, workspace.plan())
     with suppress(LockedError), session.driving():  # else whoever drives sweeps what nothing names any more
         workspace.sweep()

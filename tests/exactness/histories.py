@@ -148,6 +148,29 @@ class InterleavingExecutor:
 
 
 @dataclass(frozen=True, slots=True)
+class OvertakenExecutor:
+    """Runs chains, and before one of the steps somebody else comes along.
+
+    Attributes:
+        inner: who runs them.
+        before: how many steps have ended by then.
+        visit: what the other does.
+    """
+
+    inner: Executor
+    before: int
+    visit: Callable[[], None]
+
+    def run(
+        self, chains: Iterable[ChainOrder], trainer: SliceTrainer, workspace: Path, store: Path
+    ) -> Iterator[Outcome]:
+        for ended, outcome in enumerate(self.inner.run(chains, trainer, workspace, store), 1):
+            yield outcome
+            if ended == self.before:
+                self.visit()
+
+
+@dataclass(frozen=True, slots=True)
 class Ingest:
     """Take in records; ``generation`` is declared in the file unless it is None."""
 
@@ -210,12 +233,16 @@ class Event:
         kill: where the process dies, if it does.
         repeat: after a kill, ask for the same again; else only continue with ``train``.
         executor: who runs the steps.
+        meanwhile: what another process does while the operation trains, if it is not killed.
+        before: how many steps have ended by then.
     """
 
     operation: Operation
     kill: Kill | None
     repeat: bool
     executor: Executor
+    meanwhile: Queue | Cancel | None = None
+    before: int = 1
 
 
 def record(number: int) -> Record:
@@ -244,6 +271,7 @@ class World:
     queued: dict[str, dict[int, int]] = field(default_factory=dict)
     next_generation: int = 0
     files: int = 0
+    visits: list[Operation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.session = toy_session(self.path / "workspace", self.recipe)
@@ -251,6 +279,9 @@ class World:
     def play(self, event: Event) -> None:
         """Do one operation, through its death if it dies, and compare workspace and model."""
         event = replace(event, operation=self._named(event.operation))
+        if event.meanwhile is not None and event.kill is None:
+            visit = OvertakenExecutor(event.executor, event.before, lambda: self._visit(event.meanwhile))
+            event = replace(event, executor=visit)
         before = (self.held, self.deleted, self.next_generation)
         after = self._expected(event.operation)
         try:
@@ -268,7 +299,23 @@ class World:
                 self._do(Train(), event.executor)
         else:
             self.held, self.deleted, self.next_generation = after
+        for visited in self.visits:
+            self.held, self.deleted, self.next_generation = self._expected(visited)
+        self.visits.clear()
         assert self._actual() == self.held, "other records survive than should"
+
+    def _visit(self, operation: Queue | Cancel | None) -> None:
+        """Another process, beside the one that trains."""
+        ours = self.session
+        self.session = Session(Workspace.open(ours.workspace.path), ours.recipe, ours.options)
+        try:
+            if operation is not None and not self.visits:
+                self.visits.append(self._named(operation))
+                self._do(self.visits[-1], InlineExecutor())
+            self._check_forgotten()
+        finally:
+            self.session.workspace.close()
+            self.session = ours
 
     def settle(self) -> None:
         """Bring the workspace to rest."""
@@ -424,8 +471,11 @@ def histories(kill: st.SearchStrategy[Kill | None]) -> st.SearchStrategy[list[Ev
     many = st.lists(st.integers(0, POOL - 1), min_size=4, max_size=POOL, unique=True).map(tuple)
     first = st.builds(Ingest, many, st.none(), st.booleans())
 
+    few = st.lists(st.integers(0, POOL - 1), min_size=1, max_size=3, unique=True).map(tuple)
+    others = st.none() | st.builds(Queue, few) | st.just(Cancel())
+
     def events(operation: st.SearchStrategy[Any]) -> st.SearchStrategy[Event]:
-        return st.builds(Event, operation, kill, st.booleans(), executors())
+        return st.builds(Event, operation, kill, st.booleans(), executors(), others, st.integers(1, 4))
 
     rest = st.lists(events(operations()), min_size=1, max_size=4)
     return st.tuples(events(first), rest).map(lambda drawn: [drawn[0], *drawn[1]])

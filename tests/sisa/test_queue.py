@@ -19,6 +19,7 @@ from shards.records import Record
 from sisa.certificate import certificate_path
 from sisa.delete import Deleted, delete
 from sisa.hold import hold
+from sisa.ingest import ingest
 from sisa.queue import cancel, list_requests, work
 from sisa.session import Session
 from sisa.train import train
@@ -240,3 +241,15 @@ def test_a_hold_does_not_seem_to_stop_what_waits(session: Session, ids: list[str
     hold(session.workspace, ids, subjects)
     with pytest.raises(HeldError):
         queue(session, "r1", request_id="two")
+
+
+def test_what_comes_back_by_withdrawal_is_committed_to_although_an_ingest_left_it_out(
+    session: Session, tmp_path: Path
+) -> None:
+    queue(session, "r1", request_id="one")
+    ingest(session, [rows(tmp_path / "new.jsonl", 20)], trainer=TRAINER)
+    cancel(session, "one")
+    done = delete(session, ["r1"], executor=InlineExecutor(), trainer=TRAINER)
+    assert done.certificate is not None
+    retrain(session, tmp_path / "new.jsonl")
+    assert_lawful(session)

@@ -14,6 +14,7 @@ from shards.checks import Check
 from shards.law import check_law
 from shards.workspace import Workspace
 from sisa.certificate import certificate_path
+from sisa.config import Recipe
 from sisa.delete import Deleted, delete, unfinished_requests
 from sisa.ingest import Ingested, commit
 from sisa.ingest import ingest as take_in
@@ -28,10 +29,16 @@ TRAINER = ToyTrainer()
 
 def trained(path: Path, count: int = 12, **options: Any) -> Session:
     """A new workspace of ``count`` records, three a subject, trained under these run options."""
-    made = toy_session(path, toy_recipe())
+    session = ingested(path, toy_recipe(), count, **options)
+    train(session, executor=INLINE, trainer=TRAINER)
+    return session
+
+
+def ingested(path: Path, recipe: Recipe, count: int = 12, **options: Any) -> Session:
+    """A new workspace that holds records and has trained nothing."""
+    made = toy_session(path, recipe)
     session = replace(made, options=made.options.model_copy(update=options))
     commit(session, stored(session, map(toy_record, range(count))), Ingested(count, 0, 0, 0))
-    train(session, executor=INLINE, trainer=TRAINER)
     return session
 
 
