@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 
-from shards.errors import InputError
-from shards.workspace import WEIGHTS_FILE
 from sisa.adapter import Adapter, process_adapter
 from sisa.base_model import load_tokenizer, pinned_path
 from sisa.determinism import reproducible
@@ -26,65 +24,50 @@ from sisa.learner import pad_batch
 from sisa.session import Session
 
 
-def head_weights(session: Session) -> list[bytes]:
-    """The served heads' tensors in shard order, each verified against its digest.
-
-    Raises:
-        InputError: if nothing is served.
-    """
-    served = session.workspace.book.served()
-    if not served:
-        raise InputError("a trained shard", "none is served", "run `sisa train` first")
-    # An object that has no such file has no weights, whatever else lies in it: loading nothing is refused.
-    return [session.workspace.store.get(checkpoint.files).get(WEIGHTS_FILE, b"") for _, checkpoint in served]
-
-
 @dataclass(frozen=True, slots=True)
 class _Served:
     """What an answer is made with."""
 
-    heads: list[bytes]
     tokenizer: Any
     adapter: Adapter
 
 
 @contextmanager
 def _serving(session: Session) -> Iterator[_Served]:
-    """The served heads and the adapter slot to put them in, under the recipe's switches."""
+    """The adapter slot to put heads in, under the recipe's switches."""
     recipe = session.recipe
-    heads = head_weights(session)
     with reproducible(recipe), torch.no_grad():
         base = str(pinned_path(recipe, session.options.base_model))
         adapter = process_adapter(recipe, base)
         adapter.model.eval()
-        yield _Served(heads, load_tokenizer(recipe, base), adapter)
+        yield _Served(load_tokenizer(recipe, base), adapter)
 
 
-def classify(session: Session, inputs: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """Label → mean probability, for each input with a ``text``."""
+def classify(session: Session, heads: Sequence[bytes], inputs: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Label → mean probability over ``heads`` (their tensors), for each input with a ``text``."""
     recipe = session.recipe
     with _serving(session) as served:
         texts = [encode_prompt(fields, recipe, served.tokenizer) for fields in inputs]
         total = torch.zeros(len(texts), len(recipe.labels), dtype=torch.float64)
-        for weights in served.heads:
+        for weights in heads:
             served.adapter.load(weights)
             for start in range(0, len(texts), recipe.batch_size):
                 chunk = texts[start : start + recipe.batch_size]
                 logits = served.adapter.model(**pad_batch(chunk, served.tokenizer.pad_token_id, recipe.device)).logits
                 total[start : start + recipe.batch_size] += logits.double().softmax(-1).cpu()
-        means = (total / len(served.heads)).tolist()
+        means = (total / len(heads)).tolist()
     return [dict(zip(recipe.labels, mean, strict=True)) for mean in means]
 
 
-def generate(session: Session, inputs: Sequence[dict[str, Any]]) -> list[str]:
-    """The greedy answer of the ensemble to each input's ``prompt``, ``text`` or ``messages``."""
+def generate(session: Session, heads: Sequence[bytes], inputs: Sequence[dict[str, Any]]) -> list[str]:
+    """The greedy answer of ``heads`` (their tensors) together to each input's ``prompt``, ``text`` or ``messages``."""
     recipe = session.recipe
     answers = []
     with _serving(session) as served:
         end = end_token_id(recipe, served.tokenizer)
         for fields in inputs:
             prompt = encode_prompt(fields, recipe, served.tokenizer)
-            answer = _decode(served.adapter, served.heads, prompt, end, session.options.max_new_tokens)
+            answer = _decode(served.adapter, heads, prompt, end, session.options.max_new_tokens)
             answers.append(str(served.tokenizer.decode(answer, skip_special_tokens=True)))
     return answers
 

@@ -58,10 +58,10 @@ def hand_out(session: Session, file: Path, kind: str, data: bytes, parents: Sequ
 
     Raises:
         OperationError: if other heads are served by now: a deletion may have come in between.
-        LockedError: if another live process drives the workspace.
+        LockedError: if another process writes for long.
     """
     file = outside(session.workspace, file)
-    with session.driving():
+    with session.accepting():
         if list(parents) != [head for head, _ in session.workspace.book.served()]:
             raise OperationError("the same heads served throughout", "a swap meanwhile", "run the same command again")
         register_derived(session, kind, data, parents)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from shards.digest import parse_json
-from shards.errors import RecordError
+from shards.errors import InputError, IntegrityError, RecordError
+from shards.manifest import ModelManifest
+from shards.workspace import WEIGHTS_FILE, Workspace
 from sisa.anchoring import refuse_rollback
 from sisa.base_model import require_train_extra
 from sisa.session import Session
@@ -57,21 +60,102 @@ def _is_message(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("role", "content"))
 
 
-def predict(session: Session, inputs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """``{id, label, probabilities}`` or ``{id, text}`` for each input.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answers from one generation of the served set.
+
+    Attributes:
+        manifest: what was served from the first to the last of them.
+        rows: ``{id, label, probabilities, generation}`` or ``{id, text, generation}`` for each input.
+    """
+
+    manifest: ModelManifest
+    rows: tuple[dict[str, Any], ...]
+
+
+class Predictor:
+    """Answers for as long as a process lives, and notices when another set is served.
+
+    The heads are read once a generation. An answer is made with the heads of one generation and handed
+    out only if that is still the one served: once a deletion is accepted, nothing that saw its records
+    answers any more, not even what had begun to.
+    """
+
+    def __init__(self, session: Session) -> None:
+        require_train_extra()
+        self._session = session
+        self._loaded: tuple[ModelManifest, list[bytes]] | None = None
+
+    def refresh(self) -> ModelManifest:
+        """Hold what is served now, and let go of anything else; ``answer`` does this by itself.
+
+        Raises:
+            InputError: if nothing is served.
+            IntegrityError: if the workspace is older than its anchor (it may serve what was forgotten),
+                or a head is damaged.
+        """
+        current = self._current()
+        while self._loaded is None or self._loaded[0] != current:
+            self._loaded = None
+            refuse_rollback(self._session.workspace, self._session.options.anchor)
+            try:
+                self._loaded = current, head_weights(self._session.workspace, current)
+            except IntegrityError:
+                if self._current() == current:
+                    raise
+            current = self._current()  # a head may be purged while it is read
+        return current
+
+    def answer(self, inputs: Sequence[dict[str, Any]]) -> Answer:
+        """Answer every input, all of one generation.
+
+        Raises:
+            InputError: if nothing is served.
+            IntegrityError: as :meth:`refresh` says.
+        """
+        while True:
+            manifest = self.refresh()
+            rows = self._rows(inputs, manifest.generation)
+            if self._current() == manifest:
+                return Answer(manifest, rows)
+
+    def _current(self) -> ModelManifest:
+        manifest = self._session.workspace.book.manifest()
+        if manifest is None or not manifest.heads:
+            self._loaded = None
+            raise InputError("a trained shard", "none is served", "run `sisa train` first")
+        return manifest
+
+    def _rows(self, inputs: Sequence[dict[str, Any]], generation: int) -> tuple[dict[str, Any], ...]:
+        from sisa.aggregate import classify, generate
+
+        heads = self._loaded[1] if self._loaded is not None else []
+        if self._session.recipe.task == "classification":
+            means = classify(self._session, heads, inputs)
+            answers: Iterable[dict[str, Any]] = (
+                {"label": max(mean, key=lambda label: mean[label]), "probabilities": mean} for mean in means
+            )
+        else:
+            answers = ({"text": text} for text in generate(self._session, heads, inputs))
+        return tuple(
+            {"id": fields.get("id"), **answer, "generation": generation}
+            for fields, answer in zip(inputs, answers, strict=True)
+        )
+
+
+def head_weights(workspace: Workspace, manifest: ModelManifest) -> list[bytes]:
+    """The tensors of a manifest's heads in shard order, each verified against its digest.
 
     Raises:
-        InputError: if nothing was trained yet.
-        IntegrityError: if the workspace is older than its anchor: it may serve what was forgotten.
+        IntegrityError: if a head is damaged, or no longer stored.
     """
-    require_train_extra()
-    refuse_rollback(session.workspace, session.options.anchor)
-    from sisa.aggregate import classify, generate
-
-    if session.recipe.task == "classification":
-        for fields, means in zip(inputs, classify(session, inputs), strict=True):
-            best = max(means, key=lambda label: means[label])
-            yield {"id": fields.get("id"), "label": best, "probabilities": means}
-    else:
-        for fields, text in zip(inputs, generate(session, inputs), strict=True):
-            yield {"id": fields.get("id"), "text": text}
+    live = workspace.book.live()
+    weights = []
+    for head in manifest.heads:
+        if head.checkpoint not in live:
+            raise IntegrityError(
+                f"a live checkpoint {head.checkpoint}, which is served", "none", "run `sisa audit --all`"
+            )
+        # An object that has no such file has no weights, whatever else lies in it: loading nothing is refused.
+        weights.append(workspace.store.get(live[head.checkpoint].files).get(WEIGHTS_FILE, b""))
+    return weights

@@ -123,8 +123,7 @@ def predict(
 ) -> None:
     """Label texts, or answer prompts: one JSON line a record, with --json too."""
     from sisa.export import hand_out, outside
-    from sisa.predict import predict as run
-    from sisa.predict import read_inputs
+    from sisa.predict import Predictor, read_inputs
 
     del as_json  # the output is JSON either way
     if (text is None) == (source is None):
@@ -133,12 +132,12 @@ def predict(
         task = session.recipe.task
         target = None if output is None else outside(session.workspace, output)
         inputs = read_inputs(source if text is None else [json.dumps({"text": text})], task)
-        heads = [head for head, _ in session.workspace.book.served()]
-        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in run(session, inputs))
+        answer = Predictor(session).answer(inputs)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answer.rows)
         if target is None:
             click.echo(lines, nl=False)
             return
-        hand_out(session, target, "predictions", lines.encode(), heads)
+        hand_out(session, target, "predictions", lines.encode(), answer.manifest.heads)
 
 
 @click.command()

@@ -11,9 +11,9 @@ import pytest
 from orchestration.executor import Lesson
 from shards.errors import ConfigError
 from sisa.adapter import Adapter, process_adapter
-from sisa.aggregate import classify, generate
 from sisa.base_model import load_tokenizer
 from sisa.learner import LoraTrainer
+from sisa.predict import Predictor
 from sisa.session import Session, open_session
 from tests.exactness.conftest import Trained, Trainery
 from tests.models import (
@@ -37,7 +37,7 @@ INPUTS = {
 
 
 def predictions(session: Session, task: str) -> list[Any]:
-    return list((classify if task == "classification" else generate)(session, INPUTS[task]))
+    return list(Predictor(session).answer(INPUTS[task]).rows)
 
 
 def adapted(base: Path, *target_modules: str) -> set[str]:

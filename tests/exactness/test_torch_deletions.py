@@ -11,7 +11,7 @@ from shards.errors import InputError
 from shards.workspace import Workspace
 from sisa.anchoring import check_anchor
 from sisa.audit import audit_everything
-from sisa.predict import predict
+from sisa.predict import Predictor
 from sisa.session import open_session
 from sisa.status import status
 from tests.exactness.conftest import Trained, Trainery
@@ -111,7 +111,7 @@ def test_emptying_a_shard_takes_it_out_of_the_served_set_and_predictions_go_on(t
     assert served_shards(trained.path) == [1]
     with open_session(trained.path) as session:
         assert session.workspace.book.manifest() is not None
-        assert len(list(predict(session, [QUESTION[task]]))) == 1
+        assert len(Predictor(session).answer([QUESTION[task]]).rows) == 1
     exact(trained)
 
 
@@ -124,7 +124,7 @@ def test_when_everything_is_deleted_nothing_is_served_and_predict_says_so(traine
     with open_session(trained.path) as session:
         assert session.workspace.book.live() == {}
         with pytest.raises(InputError, match="none is served"):
-            list(predict(session, [QUESTION[task]]))
+            Predictor(session).answer([QUESTION[task]])
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -24,7 +24,7 @@ from sisa.adapter import Adapter, process_adapter
 from sisa.base_model import load_base, load_tokenizer, locate
 from sisa.config import Recipe
 from sisa.learner import LoraTrainer
-from sisa.predict import predict
+from sisa.predict import Predictor
 from sisa.session import open_session
 from tests.models import LABELS, flat, grid, make_workspace, recipe_for, record, save_tiny_bert, train_in, write_rows
 
@@ -187,7 +187,7 @@ def test_a_pickle_offered_as_a_served_object_is_refused_and_not_loaded(
     with open_session(workspace) as session:
         book, store = session.workspace.book, session.workspace.store
         _, made = book.served()[0]
-        list(predict(session, [{"text": "my card"}]))
+        Predictor(session).answer([{"text": "my card"}])
         if signed:  # by an operator who means ill: object, fact and tree head agree
             files = {other: data for other, data in store.get(made.files).items() if other != WEIGHTS_FILE}
             bad = replace(made, files=store.put(files | {name: PICKLES[how](mark)}))
@@ -195,7 +195,7 @@ def test_a_pickle_offered_as_a_served_object_is_refused_and_not_loaded(
         else:
             (store.path(made.files) / name).write_bytes(PICKLES[how](mark))
         with pytest.raises(IntegrityError):
-            list(predict(session, [{"text": "my card"}]))
+            Predictor(session).answer([{"text": "my card"}])
         assert made.key not in session.workspace.intact()
         failing = {check.name for check in check_law(session.workspace) if check.outcome == "failed"}
         assert "every checkpoint's tensors are those recorded" in failing

@@ -12,7 +12,7 @@ from shards.workspace import WEIGHTS_FILE
 from sisa import adapter
 from sisa.aggregate import classify, generate
 from sisa.base_model import load_tokenizer
-from sisa.predict import predict
+from sisa.predict import Predictor, head_weights
 from sisa.session import Session, open_session
 from tests.models import LABELS, delete_in, differences, flat, fresh_run, grid, make_workspace, train_in, write_rows
 
@@ -33,6 +33,13 @@ def directories(session: Session) -> list[Path]:
     return [session.workspace.store.path(live[head.checkpoint].files) for head in manifest.heads]
 
 
+def heads(session: Session) -> list[bytes]:
+    """The tensors of the served heads."""
+    manifest = session.workspace.book.manifest()
+    assert manifest is not None
+    return head_weights(session.workspace, manifest)
+
+
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
     return trained(tmp_path_factory.mktemp("classifier"), "classification", tiny_bert, shards=3)
@@ -43,7 +50,7 @@ def test_class_probabilities_are_the_mean_over_heads_loaded_by_peft(classifier: 
     from peft import AutoPeftModelForSequenceClassification
 
     with open_session(classifier) as session:
-        ours = classify(session, [{"text": text} for text in TEXTS])
+        ours = classify(session, heads(session), [{"text": text} for text in TEXTS])
         tokenizer: Any = load_tokenizer(session.recipe, str(tiny_bert))
         paths = directories(session)
     assert len(paths) == 3
@@ -59,7 +66,7 @@ def test_class_probabilities_are_the_mean_over_heads_loaded_by_peft(classifier: 
 
 def test_probabilities_add_up_and_the_likeliest_label_is_answered(classifier: Path) -> None:
     with open_session(classifier) as session:
-        answers = list(predict(session, [{"id": str(at), "text": text} for at, text in enumerate(TEXTS)]))
+        answers = Predictor(session).answer([{"id": str(at), "text": text} for at, text in enumerate(TEXTS)]).rows
     assert [answer["id"] for answer in answers] == [str(at) for at in range(len(TEXTS))]
     for answer in answers:
         assert sum(answer["probabilities"].values()) == pytest.approx(1)
@@ -70,13 +77,13 @@ def test_predictions_are_the_same_bits_every_time_with_dropout_in_the_recipe(cla
     inputs = [{"text": text} for text in TEXTS]
     with open_session(classifier) as session:
         assert session.recipe.lora_dropout > 0
-        assert classify(session, inputs) == classify(session, inputs)
+        assert classify(session, heads(session), inputs) == classify(session, heads(session), inputs)
 
 
 def test_nothing_served_is_said_before_any_training(tmp_path: Path, tiny_bert: Path) -> None:
     workspace = make_workspace(tmp_path / "workspace", "classification", tiny_bert)
     with open_session(workspace) as session, pytest.raises(InputError, match="none is served"):
-        classify(session, [{"text": "x"}])
+        Predictor(session).answer([{"text": "x"}])
 
 
 def test_one_shard_generates_what_plain_generate_does(tmp_path: Path, tiny_llama: Path) -> None:
@@ -85,7 +92,7 @@ def test_one_shard_generates_what_plain_generate_does(tmp_path: Path, tiny_llama
 
     workspace = trained(tmp_path, "causal-lm", tiny_llama, shards=1, max_new_tokens=12)
     with open_session(workspace) as session:
-        ours = generate(session, [{"prompt": text} for text in TEXTS])
+        ours = generate(session, heads(session), [{"prompt": text} for text in TEXTS])
         tokenizer: Any = load_tokenizer(session.recipe, str(tiny_llama))
         (path,) = directories(session)
     model = AutoPeftModelForCausalLM.from_pretrained(str(path)).eval()
@@ -102,8 +109,8 @@ def test_several_shards_generate_from_the_mean_of_their_distributions(tmp_path: 
 
     workspace = trained(tmp_path, "causal-lm", tiny_llama, max_new_tokens=8)
     with open_session(workspace) as session:
-        ours = generate(session, [{"prompt": text} for text in TEXTS[:2]])
-        assert generate(session, [{"prompt": TEXTS[0]}]) == ours[:1]
+        ours = generate(session, heads(session), [{"prompt": text} for text in TEXTS[:2]])
+        assert generate(session, heads(session), [{"prompt": TEXTS[0]}]) == ours[:1]
         tokenizer: Any = load_tokenizer(session.recipe, str(tiny_llama))
         paths = directories(session)
     models = [AutoPeftModelForCausalLM.from_pretrained(str(path)).eval() for path in paths]
@@ -125,7 +132,7 @@ def test_a_process_that_predicted_first_can_train_and_delete_afterwards(tmp_path
     workspace = trained(tmp_path, "causal-lm", tiny_llama, max_new_tokens=2)
     adapter._loaded.cache_clear()
     with open_session(workspace) as session:
-        generate(session, [{"prompt": "x"}])
+        generate(session, heads(session), [{"prompt": "x"}])
     delete_in(workspace, [flat(grid("causal-lm", 2))[0]["id"]])
     assert differences(workspace, fresh_run(workspace, tmp_path / "fresh")) == []
 

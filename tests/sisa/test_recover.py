@@ -19,7 +19,7 @@ from sisa.audit import audit_everything
 from sisa.certificate import certificate_path
 from sisa.export import export_records
 from sisa.hold import hold
-from sisa.predict import predict
+from sisa.predict import Predictor
 from sisa.receipt import receipt
 from sisa.recover import Recovered, recover
 from sisa.retention import retire
@@ -99,7 +99,7 @@ def old_state(session: Session, memory_path: Path) -> Session:
 
 
 CHANGES: dict[str, Callable[[Session, Path], Any]] = {
-    "predict": lambda session, _: list(predict(session, [{"text": "hello"}])),
+    "predict": lambda session, _: Predictor(session).answer([{"text": "hello"}]),
     "train": lambda session, tmp: retrain(session, rows(tmp / "more.jsonl", 30)),
     "ingest": lambda session, tmp: ingest(session, rows(tmp / "more.jsonl", 30)),
     "delete": lambda session, _: forget(session, "r2"),
