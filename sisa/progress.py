@@ -21,7 +21,7 @@ from shards.workspace import Workspace
 from sisa.delete import unfinished_requests
 from sisa.printing import err
 from sisa.session import Report, Session, open_session
-from sisa.wording import counted
+from sisa.wording import counted, named
 
 
 class Stopped(click.Abort):
@@ -30,7 +30,7 @@ class Stopped(click.Abort):
 
 @contextmanager
 def watched(
-    path: Path, overrides: Iterable[str], running: Mapping[str, Any], what: str
+    path: Path, overrides: Iterable[str], running: Mapping[str, Any], what: str, *, keeps: bool = True
 ) -> Iterator[tuple[Session, Report]]:
     """An open session, and a report of its steps in the form that the caller asked for.
 
@@ -39,6 +39,7 @@ def watched(
         overrides: ``key=value`` texts.
         running: run options, and ``json_events``.
         what: the work, in one word.
+        keeps: a step that ended is kept, should the work be stopped.
 
     Raises:
         Stopped: in place of KeyboardInterrupt.
@@ -56,18 +57,19 @@ def watched(
             with show(err, what) as report:
                 yield session, hear
         except KeyboardInterrupt:
-            raise Stopped(_kept(session.workspace, *heard)) from None
+            raise Stopped(_stand(session.workspace, keeps, *heard)) from None
 
 
-def _kept(workspace: Workspace, progress: reconcile.Progress | None = None) -> str:
+def _stand(workspace: Workspace, keeps: bool, progress: reconcile.Progress | None = None) -> str:
     """What stands of work that was stopped after this report, if there was one."""
     text = "No slice step was begun."
     if progress is not None:
-        text = f"{progress.done} of {counted(progress.total, 'slice step')} finished and kept."
+        kept = "kept" if keeps else "not kept"
+        text = f"{progress.done} of {counted(progress.total, 'slice step')} finished and {kept}."
     with suppress(SisaError):  # it is only to be said what stands; the next run will say what is wrong
         begun = [request.request_id for request in unfinished_requests(workspace) if request.tags]
         if begun:
-            text += f" Accepted and not completed: {', '.join(begun)}; nothing served has seen those records since."
+            text += f" Accepted and not completed: {named(begun)}; nothing served has seen those records since."
     return text
 
 

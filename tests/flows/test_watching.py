@@ -114,8 +114,8 @@ def until_step(process: subprocess.Popen[str]) -> list[Any]:
     raise AssertionError(events)
 
 
-def stopped(process: subprocess.Popen[str], kind: signal.Signals) -> list[str]:
-    """The command that is to be run to continue, as the process says when it is stopped; less the events."""
+def stopped(process: subprocess.Popen[str], kind: signal.Signals, name: str) -> list[str]:
+    """The command that is to be run to continue, as the process says when it is stopped at ``name``."""
     assert process.stderr is not None
     process.send_signal(kind)
     said = [line for line in process.stderr.read().splitlines() if not line.startswith("{")]
@@ -123,9 +123,10 @@ def stopped(process: subprocess.Popen[str], kind: signal.Signals) -> list[str]:
     told, command = said
     assert told.startswith("Stopped. "), said
     assert "finished and kept. " in told
+    assert ("Accepted and not completed: 'one'; nothing served has seen" in told) == (name != "train")
     assert told.endswith(" Run the same command again to continue:")
-    name, *arguments = shlex.split(command)
-    assert name == "sisa"
+    program, *arguments = shlex.split(command)
+    assert program == "sisa"
     return arguments
 
 
@@ -162,7 +163,7 @@ def test_stopped_by_a_signal_it_says_how_to_continue_and_ends_like_an_undisturbe
     path = ready(memory_path / "stopped", name)
     with running(*COMMANDS[name], "-w", path, "--json-events") as process:
         until_step(process)
-        command = stopped(process, kind)
+        command = stopped(process, kind, name)
     assert command == [*COMMANDS[name], "-w", str(path), "--json-events"]
     continued(command)
     like_undisturbed(path, memory_path / "undisturbed", name)
@@ -197,7 +198,7 @@ def test_on_ray_too_and_no_process_of_its_is_left(name: str, kind: signal.Signal
             until_step(process)
             at_work(path, process)
             assert len(left_over(directory)) > 1, "Ray was at work"
-            command = stopped(process, kind)
+            command = stopped(process, kind, name)
         for _ in range(300):  # workers that were starting notice that their node is gone
             if not left_over(directory):
                 break
