@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 import time
 import uuid
 from collections import deque
@@ -180,12 +182,31 @@ class RayExecutor:
             local = {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         settings = {"address": self.address or "local", "log_to_driver": False, "logging_level": "error", **local}
         try:
-            ray.init(**settings | dict(self.init))
+            self._connect(settings | dict(self.init))
+            yield
+        finally:  # also of what a signal left half started
+            ray.shutdown()
+
+    def _connect(self, settings: Mapping[str, Any]) -> None:
+        try:
+            with _signals_as_before():
+                ray.init(**settings)
         except ConnectionError as error:
             raise OperationError(
                 f"a Ray cluster at {self.address or 'this machine'}", str(error), "check --ray-address and the cluster"
             ) from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
+
+
+@contextmanager
+def _signals_as_before() -> Iterator[None]:
+    """Ray takes the signal to terminate for itself: whoever handles it (the command line does) goes on to."""
+    before = signal.getsignal(signal.SIGTERM)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        signal.signal(signal.SIGTERM, before)

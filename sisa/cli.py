@@ -6,17 +6,21 @@ be run again.
 
 from __future__ import annotations
 
+import shlex
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 
 import click
 
-from shards.errors import InputError, SisaError, StorageError
+from shards.errors import SisaError
 from sisa import __version__
 from sisa.commands import flows, people, proof, queue, trust
-from sisa.printing import err, print_error
+from sisa.printing import as_ours, err, print_error
 
 _COMMANDS = [
     flows.init,
@@ -57,26 +61,34 @@ def main(arguments: Iterable[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what a file says is printed, whatever it says
             stream.reconfigure(errors="backslashreplace")
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        with _terminable():
+            cli.main(args=given, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except click.Abort:
-        err.print("Stopped. Run the same command again to continue.")
+    except click.Abort as stopped:
+        told = " ".join(["Stopped.", *map(str, stopped.args)])
+        err.print(f"{told} Run the same command again to continue:\n  {shlex.join(['sisa', *given])}", markup=False)
         sys.exit(3)
-    except SisaError as error:
-        _fail(error)
-    except UnicodeError as error:
-        _fail(InputError("text in UTF-8", str(error), "convert the file or argument to UTF-8"))
-    except OSError as error:
-        remedy = "free space or mend permissions, then run again"
-        _fail(StorageError("the operating system to go along", str(error), remedy))
+    except (SisaError, OSError, UnicodeError) as error:
+        ours = as_ours(error)
+        print_error(ours)
+        sys.exit(ours.exit_code)
     except Exception:  # noqa: BLE001 - the program's edge: a defect is shown whole, and is no failed check (1)
         traceback.print_exc()
         sys.exit(3)
 
 
-def _fail(error: SisaError) -> None:
-    print_error(error)
-    sys.exit(error.exit_code)
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """A signal to terminate stops as cleanly as Ctrl-C does: it unwinds, and says how to continue."""
+    if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

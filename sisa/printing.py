@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from shards.checks import Check, report
-from shards.errors import SisaError
+from shards.errors import InputError, SisaError, StorageError
 from sisa.wording import counted, plain, quoted
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -147,8 +147,17 @@ def print_record(document: dict[str, Any]) -> None:
         out.print(f"{counted(len(document['derived']), 'derived artefact')} handed out (see --json)")
 
 
+def print_running(running: dict[str, Any] | None) -> None:
+    """That somebody drives the workspace, since when and how far, if somebody does."""
+    if running is not None:
+        steps = running["steps"]
+        done = f": {steps['done']} of {counted(steps['total'], 'slice step')} done" if steps["total"] else ""
+        out.print(f"[bold]at work[/]: process {_shown(running['process'])} since {running['since'][:19]}{done}")
+
+
 def print_status(document: dict[str, Any]) -> None:
-    """Shards, slices, heads and requests."""
+    """Who is at work, shards, slices, heads and requests."""
+    print_running(document["running"])
     out.print(
         f"{counted(document['records'], 'record')}, manifest {document['manifest_generation']} "
         f"({(document['manifest_digest'] or 'nothing served')[:16]}), {document['storage_bytes'] / 2**20:.1f} MiB"
@@ -183,3 +192,13 @@ def print_error(error: SisaError) -> None:
     """What was expected, what was found, and what to do."""
     err.print(f"[bold red]error[/] {type(error).__name__.removesuffix('Error')}")
     err.print(str(error), markup=False)
+
+
+def as_ours(error: SisaError | OSError | UnicodeError) -> SisaError:
+    """An error that a run may end with, as one that says what to do."""
+    if isinstance(error, SisaError):
+        return error
+    if isinstance(error, OSError):
+        remedy = "free space or mend permissions, then run again"
+        return StorageError("the operating system to go along", str(error), remedy)
+    return InputError("text in UTF-8", str(error), "convert the file or argument to UTF-8")

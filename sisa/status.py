@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
+from shards import kinds, lock
 from shards.deletion import DeletionRequest
 from shards.layout import ShardLayout
 from shards.lineage import Checkpoint
 from shards.manifest import Head
 from shards.note import read_head
 from shards.plan import make_plan
-from shards.workspace import Workspace
+from shards.workspace import LOCK_FILE, Workspace
 from sisa.delete import unfinished_requests
 from sisa.session import Session
 
@@ -43,6 +45,7 @@ def status(session: Session) -> dict[str, Any]:
         for chain in plan.chains
     ]
     return {
+        "running": running(workspace),
         "manifest_generation": None if manifest is None else manifest.generation,
         "manifest_digest": None if manifest is None else manifest.digest,
         "recipe_digest": session.recipe.digest,
@@ -64,6 +67,23 @@ def status(session: Session) -> dict[str, Any]:
         "anchor": session.options.anchor,
         "storage_bytes": workspace.store.size() + workspace.vault.size() + workspace.ledger.path.stat().st_size,
     }
+
+
+def running(workspace: Workspace) -> dict[str, Any] | None:
+    """Who drives the workspace now, since when, and how many of the steps begun since are done; None: nobody."""
+    file = workspace.path / LOCK_FILE
+    if not lock.held(file):
+        return None
+    since = datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="milliseconds")
+    begun = {
+        step["checkpoint"]: fact.seq
+        for fact in workspace.ledger.facts(kinds.RUN)
+        if fact.created >= since
+        for step in fact.body["steps"]
+    }
+    made = {stored.checkpoint.key: stored.seq for stored in workspace.book.checkpoints()}
+    done = sum(made.get(key, -1) > seq for key, seq in begun.items())
+    return {"process": file.read_text(), "since": since, "steps": {"done": done, "total": len(begun)}}
 
 
 def _state(request: DeletionRequest, certified: bool, unfinished: bool) -> str:

@@ -76,7 +76,7 @@ def _with_workspace(
         from sisa.progress import watched
         from sisa.replay import replay as again
 
-        with watched(opened.path, overrides, running, "replaying") as (session, report):
+        with watched(opened.path, overrides, running, "replaying", keeps=False) as (session, report):
             return again(session.workspace, shards, level, session.executor(), session.trainer(), report)
 
     anchor = read_settings(path, parse_overrides(overrides)).options.anchor

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
+from shards.errors import LockedError, SisaError
 from sisa.commands.options import json_option, running_options, set_option, workspace_option
-from sisa.printing import out, print_error, print_json, print_requests
+from sisa.printing import as_ours, out, print_error, print_json, print_requests, print_running
 from sisa.session import open_session
 
 
@@ -22,12 +23,17 @@ from sisa.session import open_session
 def requests(workspace: Path, cancel: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """List deletion requests with state, deadline and estimate; or withdraw one."""
     from sisa import queue
+    from sisa.status import running
 
     with open_session(workspace, overrides) as session:
         if cancel is not None:
             queue.cancel(session, cancel)
-        listed = queue.list_requests(session)
-    print_json({"requests": listed}) if as_json else print_requests(listed)
+        listed, driver = queue.list_requests(session), running(session.workspace)
+    if as_json:
+        print_json({"requests": listed, "running": driver})
+    else:
+        print_running(driver)
+        print_requests(listed)
 
 
 @click.command()
@@ -54,18 +60,19 @@ def work(
 
 def _watched_turn(workspace: Path, running: dict[str, Any], overrides: tuple[str, ...], as_json: bool) -> None:
     """A turn whose errors end nothing: the next one tries again."""
-    from shards.errors import LockedError, SisaError
-
     try:
-        document, _ = _turn(workspace, running, overrides)
+        document, errors = _turn(workspace, running, overrides)
     except LockedError:  # another driver is at work, and may be about the same
         return
-    except SisaError as error:
-        print_error(error)
+    except (SisaError, OSError, UnicodeError) as error:
+        print_error(as_ours(error))
         return
     if as_json:
         click.echo(json.dumps(document))  # a line a turn
-    elif document["completed"] or document["failed"]:
+        return
+    for held_back in errors:
+        print_error(held_back)
+    if document["completed"] or document["failed"]:
         _told(document)
 
 
@@ -77,7 +84,7 @@ def _told(document: dict[str, Any]) -> None:
 
 def _turn(
     workspace: Path, running: dict[str, Any], overrides: tuple[str, ...]
-) -> tuple[dict[str, Any], tuple[Exception, ...]]:
+) -> tuple[dict[str, Any], tuple[SisaError, ...]]:
     from sisa.progress import watched
     from sisa.queue import work as run
 

@@ -86,6 +86,33 @@ def test_on_a_terminal_there_is_a_bar_for_each_shard_and_one_for_all(reports: li
         assert part in shown, part
 
 
+def drawn(reports: list[Progress], height: int) -> list[str]:
+    """The last of what is drawn on a terminal of 80 columns, line by line."""
+    console = Console(file=io.StringIO(), width=80, height=height, force_terminal=True, color_system=None)
+    with bars(console, "training") as report:
+        for one in reports:
+            report(one)
+    assert isinstance(console.file, io.StringIO)
+    frame = console.file.getvalue().removesuffix("\x1b[?25h").rpartition("\x1b[2K")[2]
+    return [line.rstrip() for line in frame.splitlines() if line.strip("\r ")]
+
+
+def test_many_shards_on_a_small_terminal_are_those_that_are_not_done_and_the_others_are_counted() -> None:
+    sizes = dict.fromkeys(range(40), (10, 10))
+    failed = Outcome(2, None, StepFailedError("a step", "none", "nothing"), 1.0)
+    ended = [made(0, 0, 10), made(0, 1, 10), made(1, 0, 10), failed]
+    done = [1, 2, 3, 3]
+    reports = [Progress(0, 80, None, sizes), *(Progress(n, 80, one, sizes) for n, one in zip(done, ended, strict=True))]
+    lines = drawn(reports, height=10)
+    assert len(lines) == 9, "one less than the terminal has"
+    assert lines[0].startswith("training")
+    assert "3/80" in lines[0]
+    assert [line.split()[1] for line in lines[1:-1]] == ["1", "3", "4", "5", "6", "7", "8"]
+    assert lines[-1] == "  … shards: 31 more waiting, 1 finished, 1 failed"
+    assert max(map(len, lines)) < 80
+    assert len(drawn(reports, height=42)) == 41, "all of them, where they fit"
+
+
 def test_nothing_is_drawn_where_nothing_is_to_be_trained() -> None:
     console = Console(file=io.StringIO(), force_terminal=True)
     with bars(console, "training") as report:
