@@ -282,6 +282,7 @@ class Workspace:
     def sweep(self) -> list[str]:
         """Remove what killed processes left: files and objects that no fact names."""
         removed = self.vault.sweep(self.book.parts())
+        self.whereabouts.follow(self.book.parts())
         for unnamed in self.leftovers():
             with storage(f"remove {unnamed}"):
                 remove(unnamed)

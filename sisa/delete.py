@@ -349,7 +349,6 @@ def _forget(
             "method": "rewrite and unlink",
         }
         workspace.ledger.append([(kinds.ERASURE, erasure), *workspace.recommit(workspace.plan())])
-        workspace.whereabouts.follow(workspace.book.parts())
     steps = workspace.plan().steps()
     fallen = frozenset(
         key for key, made in workspace.book.live().items() if key not in steps and made.link.shard in shards

@@ -12,7 +12,7 @@ import pytest
 from shards.lookup import by_id, by_subject
 from shards.vault import Part, Vault
 from sisa.session import Session
-from tests.sisa.trained import trained
+from tests.sisa.trained import forget, trained
 
 
 @pytest.fixture
@@ -110,3 +110,12 @@ def test_all_records_of_a_subject_are_found_in_one_shard(session: Session) -> No
             owned = {one.record.id for one in workspace.survivors() if one.record.subject == subject}
             assert by_subject(workspace, subject).keys() == owned
     assert by_subject(workspace, "nobody") == {}
+
+
+def test_nothing_of_an_erased_record_stays_in_the_index(session: Session) -> None:
+    workspace, victim = session.workspace, session.workspace.tag("r1")
+    mark = victim[:8]
+    assert mark in index(session).read_bytes()
+    forget(session, "r1")
+    assert mark not in index(session).read_bytes()
+    assert workspace.whereabouts.find([victim], workspace.book.parts()) == {}
