@@ -137,7 +137,7 @@ def _refuse_served(session: Session, record_id: str) -> None:
     manifest, tag = workspace.book.manifest(), workspace.tag(record_id)
     shard = next(one["shard"] for _, request in workspace.book.requests()[-1:] for one in request.impact["shards"])
     head = None if manifest is None else manifest.head(shard)
-    saw = [] if head is None else [made for made in lineage(workspace, head.checkpoint)]
+    saw = [] if head is None else lineage(workspace, head.checkpoint)
     if tag not in workspace.book.tombstones() or any(tag in workspace.trained_tags(made.seen) for made in saw):
         raise AssertionError(f"{record_id} is still served")
 

@@ -72,6 +72,7 @@ class Book:
         self.ledger = ledger
         self._store = store
         self._targets: dict[str, Targets] = {}
+        self._known: dict[tuple[int, bool], DeletionRequest] = {}
         self._added_up: dict[str, tuple[int, Any]] = {}
 
     def _once(self, name: str, add_up: Callable[[], T], *kinds: str) -> T:
@@ -218,12 +219,21 @@ class Book:
     def _requests(self) -> list[tuple[Fact, DeletionRequest]]:
         retired, withdrawn = self.retired(), {fact.seq for fact in self.withdrawn()}
         return [
-            _understood(
-                fact, lambda fact: (fact, DeletionRequest.from_json(fact.body, self._read_targets(fact, retired)))
-            )
+            (fact, self._request(fact, _understood(fact, lambda fact: fact.body["request_id"] in retired)))
             for fact in self.ledger.facts(kinds.REQUEST)
             if fact.seq not in withdrawn
         ]
+
+    def _request(self, fact: Fact, retired: bool) -> DeletionRequest:
+        """The request of a fact; a lost object of targets stops everything, a retired one is nothing."""
+        if (fact.seq, retired) not in self._known:
+            self._known[fact.seq, retired] = _understood(
+                fact,
+                lambda fact: DeletionRequest.from_json(
+                    fact.body, None if retired else self._targets_of(fact.body["object"])
+                ),
+            )
+        return self._known[fact.seq, retired]
 
     def withdrawn(self) -> list[Fact]:
         """Facts of the requests that were withdrawn before they were begun, oldest first."""
@@ -239,10 +249,6 @@ class Book:
     def refusals(self) -> list[Fact]:
         """Deletions that were refused, oldest first."""
         return self.ledger.facts(kinds.REFUSAL)
-
-    def _read_targets(self, fact: Fact, retired: frozenset[str]) -> Targets | None:
-        """What a request is about; a lost object stops everything, a retired one is nothing."""
-        return None if fact.body["request_id"] in retired else self._targets_of(fact.body["object"])
 
     def _targets_of(self, name: str) -> Targets:
         if name not in self._targets:

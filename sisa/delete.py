@@ -137,12 +137,8 @@ def delete(
             earlier = _completed(session.workspace, target.earlier)
             covering = [*target.earlier, *_accepted(session, target, request_id, who, queue=queue)]
             labels_gone = () if queue else _labels_gone(session.workspace, target.records)
-            asked = [request for request in unfinished_requests(session.workspace) if request in covering]
-            if asked and not queue:
-                only = at_hand(session.workspace, asked)
-                done = finish_requests(session, executor, trainer, report, only=only)
-                if any(request in covering for request in unfinished_requests(session.workspace)):
-                    done.raise_errors()
+            if not queue:
+                _finish_these(session, covering, executor, trainer, report)
         impact = covering[-1].impact
     request = covering[-1].request_id if covering else None
     deleting = any(one.tags for one in covering if earlier.get(one.request_id) is None)
@@ -158,6 +154,21 @@ def delete(
         earlier=earlier,
         registered_files=session.options.data if deleting else (),
     )
+
+
+def _finish_these(
+    session: Session,
+    covering: Sequence[DeletionRequest],
+    executor: Executor | None,
+    trainer: SliceTrainer | None,
+    report: Report,
+) -> None:
+    asked = [request for request in unfinished_requests(session.workspace) if request in covering]
+    if not asked:
+        return
+    done = finish_requests(session, executor, trainer, report, only=at_hand(session.workspace, asked))
+    if any(request in covering for request in unfinished_requests(session.workspace)):
+        done.raise_errors()
 
 
 @contextmanager
