@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,12 +23,12 @@ CLASSES: tuple[dict[str, str], ...] = ({"machine": "a"}, {"machine": "b", "libc"
 
 def made_in(environment: dict[str, str], name: object = None) -> Checkpoint:
     """A checkpoint as far as dispatch looks at it."""
-    return cast(Checkpoint, SimpleNamespace(environment=environment, name=name))
+    return cast("Checkpoint", SimpleNamespace(environment=environment, name=name))
 
 
 def chain(shard: int, steps: int, environment: dict[str, str] | None = None) -> ChainOrder:
     parent = None if environment is None else made_in(environment)
-    return ChainOrder(shard, tuple(cast(SliceStep, (shard, n)) for n in range(steps)), parent, environment)
+    return ChainOrder(shard, tuple(cast("SliceStep", (shard, n)) for n in range(steps)), parent, environment)
 
 
 def test_the_first_waiting_chain_goes_first_and_its_worker_stays_with_it() -> None:
@@ -133,55 +133,61 @@ def test_what_nobody_may_do_is_given_up_in_order() -> None:
 # -- any cluster --------------------------------------------------------------------------------
 
 
-@dataclass
 class Cluster:
-    """Workers of both classes that finish, fail and die at random."""
+    """Workers of both classes that finish, fail and die at random.
 
-    chains: Sequence[ChainOrder]
-    draw: random.Random
-    workers: int
+    Attributes:
+        done: shard → its steps as they were done.
+        tries: (shard, step) → how many workers had it.
+        ended: shards whose chain ended early.
+    """
 
-    def run(self) -> tuple[dict[int, list[int]], Counter[tuple[int, int]], set[int]]:
-        """Steps done per shard in order, tries per step, shards whose chain ended early."""
-        dispatch = Dispatch(self.chains)
-        crew: dict[int, dict[str, str]] = {}
-        done: dict[int, list[int]] = defaultdict(list)
-        tries: Counter[tuple[int, int]] = Counter()
-        ended: set[int] = set()
-        hired = 0
+    def __init__(self, chains: Sequence[ChainOrder], draw: random.Random, workers: int) -> None:
+        self.dispatch, self.draw, self.workers = Dispatch(chains), draw, workers
+        self.crew: dict[int, dict[str, str]] = {}
+        self.hired = 0
+        self.done: dict[int, list[int]] = defaultdict(list)
+        self.tries: Counter[tuple[int, int]] = Counter()
+        self.ended: set[int] = set()
 
-        def told(run: Run | None) -> None:
-            if run is not None:
-                tries[run.chain.shard, run.number] += 1
+    def run(self) -> None:
+        while self.dispatch.waiting or self.dispatch.running:
+            while len(self.crew) < self.workers:  # of every class in turn, so that each chain finds its own
+                self.crew[self.hired] = CLASSES[self.hired % 2]
+                self.hired += 1
+            self.hand_out()
+            if self.dispatch.running:
+                self.strike()
+            else:  # all of the wrong class
+                self.crew.clear()
 
-        while dispatch.waiting or dispatch.running:
-            while len(crew) < self.workers:  # of every class in turn, so that each chain finds its own
-                crew[hired] = CLASSES[hired % 2]
-                hired += 1
-            for worker, environment in crew.items():
-                if worker not in dispatch.running:
-                    may = dispatch.waits_for(environment)
-                    run = dispatch.begin(worker, environment)
-                    assert (run is not None) == may, "nobody is idle who could do something"
-                    assert run is None or run.environment is None or run.environment == environment
-                    told(run)
-            if not dispatch.running:
-                crew.clear()  # all of the wrong class
-                continue
-            worker = self.draw.choice(sorted(cast(dict[int, Run], dispatch.running)))
-            run = dispatch.running[worker]
-            what = self.draw.choice(["done"] * 5 + ["failed", "died"])
-            if what == "done":
-                done[run.chain.shard].append(run.number)
-                told(dispatch.done(worker, made_in(crew[worker])))
-            elif what == "failed":
-                ended.add(run.chain.shard)
-                dispatch.failed(worker)
-            else:
-                del crew[worker]
-                if dispatch.died(worker) is None:
-                    ended.add(run.chain.shard)
-        return done, tries, ended
+    def hand_out(self) -> None:
+        for worker in self.crew.keys() - self.dispatch.running.keys():
+            environment = self.crew[worker]
+            may = self.dispatch.waits_for(environment)
+            run = self.dispatch.begin(worker, environment)
+            assert (run is not None) == may, "nobody is idle who could do something"
+            assert run is None or run.environment is None or run.environment == environment
+            self.told(run)
+
+    def strike(self) -> None:
+        worker = self.draw.choice(sorted(self.crew.keys() & self.dispatch.running.keys()))
+        run = self.dispatch.running[worker]
+        shard, what = run.chain.shard, self.draw.choice(["done"] * 5 + ["failed", "died"])
+        if what == "done":
+            self.done[shard].append(run.number)
+            self.told(self.dispatch.done(worker, made_in(self.crew[worker])))
+        elif what == "failed":
+            self.ended.add(shard)
+            self.dispatch.failed(worker)
+        else:
+            del self.crew[worker]
+            if self.dispatch.died(worker) is None:
+                self.ended.add(shard)
+
+    def told(self, run: Run | None) -> None:
+        if run is not None:
+            self.tries[run.chain.shard, run.number] += 1
 
 
 environments: Any = st.sampled_from([None, *CLASSES])
@@ -196,16 +202,17 @@ def test_every_step_is_done_once_and_in_order_whoever_dies(
     shapes: list[tuple[int, dict[str, str] | None]], workers: int, seed: int
 ) -> None:
     chains = [chain(shard, steps, environment) for shard, (steps, environment) in enumerate(shapes)]
-    done, tries, ended = Cluster(chains, random.Random(seed), workers).run()
-    assert all(count <= TRIES for count in tries.values())
+    cluster = Cluster(chains, random.Random(seed), workers)
+    cluster.run()
+    assert all(count <= TRIES for count in cluster.tries.values())
     for shard, (steps, _) in enumerate(shapes):
-        assert done[shard] == list(range(len(done[shard])))
-        assert (len(done[shard]) == steps) == (shard not in ended)
+        done = cluster.done[shard]
+        assert done == list(range(len(done)))
+        assert (len(done) == steps) == (shard not in cluster.ended)
 
 
 def test_a_step_costs_the_driver_well_under_a_millisecond() -> None:
-    """No clock decides: work is counted in calls of Python functions, which grow with nothing but steps."""
-    import sys
+    """No clock decides: calls of functions are counted, and grow with nothing but the steps."""
 
     def calls(chains: int) -> float:
         dispatch = Dispatch([chain(shard, 32) for shard in range(chains)])
@@ -217,8 +224,8 @@ def test_a_step_costs_the_driver_well_under_a_millisecond() -> None:
 
         made = made_in(CLASSES[0])
         sys.setprofile(counting)
-        for worker in range(8):
-            dispatch.begin(worker, CLASSES[0])
+        for number in range(8):
+            dispatch.begin(number, CLASSES[0])
         while dispatch.running:
             for worker in list(dispatch.running):
                 if dispatch.done(worker, made) is None:
