@@ -1,0 +1,228 @@
+"""Nodes, drivers and workers of a Ray cluster come, go and come back: the same digests as inline, or a clear word.
+
+Drivers are processes of their own (``tests/faults/ray_driver.py``), so that they can be killed, and so
+that a cluster of several nodes does not meet the one of the test run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+
+from orchestration.inline import InlineExecutor
+from orchestration.schedule import schedule
+from sisa.delete import delete
+from sisa.ingest import Ingested, commit
+from sisa.train import train
+from tests.faults.ray_driver import MACHINE, RECIPE, Waiting, opened
+from tests.toy import stored, toy_record, toy_session
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_SECONDS = 60.0
+INLINE = InlineExecutor()
+
+
+# -- a workspace, and what it holds in the end --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A workspace that has ingested and trained nothing, where its processes leave word, and the inline result."""
+
+    path: Path
+    scratch: Path
+    inline: Path
+    first: str  # a record of the step that is handed out first
+
+    def go(self) -> None:
+        (self.scratch / "go").touch()
+
+    def held(self) -> list[int]:
+        """Processes that wait in a step."""
+        return [int(file.name.partition("-")[2]) for file in self.scratch.glob("held-*")]
+
+    def trained(self) -> set[int]:
+        """Processes that began a step."""
+        return {int(file.name.partition("-")[2]) for file in self.scratch.glob("pid-*")}
+
+    def order(self, **values: Any) -> dict[str, Any]:
+        return {"workspace": str(self.path), "scratch": str(self.scratch)} | values
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    session = toy_session(tmp_path / "workspace", RECIPE)
+    commit(session, stored(session, [toy_record(n, subject=None) for n in range(24)]), Ingested(24, 0, 0, 0))
+    first = schedule(session.workspace.plan(), {})[0].steps[0].members[0].record.id
+    session.workspace.close()
+    (tmp_path / "scratch").mkdir()
+    shutil.copytree(tmp_path / "workspace", tmp_path / "inline")
+    made = Scene(tmp_path / "workspace", tmp_path / "scratch", tmp_path / "inline", first)
+    trained_inline(made.inline)
+    return made
+
+
+def trained_inline(path: Path) -> None:
+    session = opened(path)
+    scratch = path.with_name("inline-scratch")
+    scratch.mkdir(exist_ok=True)
+    train(session, executor=INLINE, trainer=Waiting(scratch=scratch))
+    session.workspace.close()
+
+
+def contents(path: Path) -> tuple[Any, ...]:
+    """Checkpoints with their tensors, the manifest, and every object in the store."""
+    session = opened(path)
+    workspace = session.workspace
+    manifest = workspace.book.manifest()
+    found = (
+        {key: (made.tensors, made.files) for key, made in workspace.book.live().items()},
+        manifest and manifest.heads,
+        sorted(workspace.store.objects()),
+    )
+    workspace.close()
+    return found
+
+
+def eventually(happened: Callable[[], object]) -> None:
+    """Wait for something that must come, however slow the machine."""
+    end = time.monotonic() + DEADLINE_SECONDS
+    while not happened():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+
+
+# -- drivers and nodes --------------------------------------------------------------------------
+
+
+@contextmanager
+def driver(order: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    """A driver at work; it and what it started locally are gone in the end."""
+    command = [sys.executable, "-m", "tests.faults.ray_driver", json.dumps(order)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def result(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, _ = process.communicate(timeout=DEADLINE_SECONDS)
+    answer: dict[str, Any] = json.loads(out)
+    return answer
+
+
+def driven(order: dict[str, Any]) -> dict[str, Any]:
+    """What became of a driver that nobody disturbed."""
+    with driver(order) as process:
+        return result(process)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head without processors; tests add the nodes that they need. A silent node is dead after three seconds."""
+    silence = {
+        "health_check_initial_delay_ms": 1000,
+        "health_check_period_ms": 500,
+        "health_check_timeout_ms": 1000,
+        "health_check_failure_threshold": 3,
+    }
+    with tempfile.TemporaryDirectory(prefix="sisa-ray-", ignore_cleanup_errors=True) as directory:
+        made = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0, "include_dashboard": False, "temp_dir": directory, "_system_config": silence,
+            },
+        )  # fmt: skip
+        yield made
+        made.shutdown()
+
+
+@contextmanager
+def nodes(cluster: Cluster, *machines: str) -> Iterator[list[Any]]:
+    """Nodes of one processor each, gone afterwards; a machine's name is its environment class."""
+    added = [cluster.add_node(num_cpus=1, env_vars={MACHINE: machine}) for machine in machines]
+    try:
+        yield added
+    finally:
+        for node in cluster.worker_nodes.copy():
+            cluster.remove_node(node, allow_graceful=False)
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+# -- faults -------------------------------------------------------------------------------------
+
+
+def test_a_driver_killed_in_mid_step_is_run_again_and_the_result_equals_inline(
+    cluster: Cluster, scene: Scene
+) -> None:
+    order = scene.order(address=cluster.address, workers=1, held=[scene.first])
+    with nodes(cluster, "toy"):
+        with driver(order) as killed:
+            eventually(scene.held)
+            killed.kill()
+        scene.go()
+        assert driven(order)["error"] is None
+    assert contents(scene.path) == contents(scene.inline)
+
+
+def test_nodes_come_and_go_in_mid_training_and_the_result_equals_inline(cluster: Cluster, scene: Scene) -> None:
+    order = scene.order(address=cluster.address, workers=2, held=[scene.first])
+    with nodes(cluster, "toy") as (first,), driver(order) as process:
+        eventually(scene.held)
+        (held,) = scene.held()
+        cluster.add_node(num_cpus=1, env_vars={MACHINE: "toy"})
+        eventually(lambda: len(scene.trained()) == 2)  # its worker waited for it
+        cluster.remove_node(first, allow_graceful=False)
+        eventually(lambda: not alive(held))
+        scene.go()
+        assert result(process)["error"] is None
+    assert contents(scene.path) == contents(scene.inline)
+
+
+def test_a_worker_out_of_reach_that_comes_back_after_the_purge_writes_nothing(cluster: Cluster, scene: Scene) -> None:
+    """Its node falls silent and is given up; the record it was training is deleted; then it goes on."""
+    order = scene.order(address=cluster.address, workers=1, held=[scene.first])
+    with nodes(cluster, "toy") as (silent,), driver(order) as process:
+        eventually(scene.held)
+        (zombie,) = scene.held()
+        frozen = [zombie, *(info.process.pid for infos in silent.all_processes.values() for info in infos)]
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            cluster.add_node(num_cpus=1, env_vars={MACHINE: "toy"})
+            scene.go()
+            assert result(process)["error"] is None
+            for path in (scene.path, scene.inline):
+                session = opened(path)
+                delete(session, [scene.first], request_id="gone", executor=INLINE, trainer=Waiting(scratch=scene.scratch))
+                session.workspace.close()
+            after = contents(scene.path)
+            assert psutil.Process(zombie).status() == psutil.STATUS_STOPPED
+        finally:
+            os.kill(zombie, signal.SIGCONT)
+        ended = scene.scratch / f"through-{zombie}"
+        eventually(ended.exists)
+        for pid in frozen[1:]:
+            os.kill(pid, signal.SIGCONT)
+        eventually(lambda: not alive(zombie))
+    assert contents(scene.path) == after
+    assert after[:2] == contents(scene.inline)[:2]
