@@ -8,18 +8,15 @@ along, and its step is handed to another one, a bounded number of times.
 from __future__ import annotations
 
 import math
-import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -38,9 +35,9 @@ from orchestration.executor import (
     prepare,
     work,
 )
-from shards.errors import ConfigError, OperationError, SisaError, StepFailedError
+from orchestration.ray_cluster import connected
+from shards.errors import OperationError, SisaError, StepFailedError
 
-_NODE_ADDRESS = "_node_ip_address"  # of ray.init
 _PATIENCE_SECONDS = 60.0
 
 
@@ -61,7 +58,7 @@ class Worker:
         try:
             checkpoint = work(step_order, self._trainer)
         except SisaError as ours:
-            error = ours
+            error = type(ours)(*ours.args)  # without its frames, which hold records for as long as it lives
         except Exception as theirs:  # noqa: BLE001 - the edge of the process
             error = failure(theirs, step_order.shard)
         else:
@@ -132,59 +129,8 @@ class RayExecutor:
     @contextmanager
     def cluster(self) -> Iterator[None]:
         """Use the cluster this process is connected to, else connect or start one and leave it after."""
-        if ray.is_initialized():
+        with connected(self.address, math.ceil(self.workers * self.cpus_per_worker), self.init):
             yield
-            return
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        settings: dict[str, Any] = {
-            "address": self.address or "local",
-            "log_to_driver": False,
-            "logging_level": "error",
-        }
-        closed = self.address is None and _NODE_ADDRESS not in self.init
-        if self.address is None:
-            settings |= {"num_cpus": max(1, math.ceil(self.workers * self.cpus_per_worker)), "include_dashboard": False}
-        try:
-            with _loopback_only() if closed else nullcontext():
-                ray.init(**settings | dict(self.init))
-        except (OSError, RuntimeError) as error:
-            raise OperationError(
-                f"a Ray cluster at {self.address or 'this machine'}", str(error), "check --ray-address and the cluster"
-            ) from error
-        except (TypeError, ValueError) as error:
-            raise ConfigError("settings that ray.init accepts", str(error), "mend ray_init in sisa.yaml") from error
-        try:
-            if closed:
-                _refuse_open()
-            yield
-        finally:
-            ray.shutdown()
-
-
-@contextmanager
-def _loopback_only() -> Iterator[None]:
-    """Clusters started inside listen to this machine alone.
-
-    Ray turns 127.0.0.1 into the machine's outer address and then listens on every interface, but for
-    systems whose clusters never leave the machine: this is one, for the duration.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-def _refuse_open() -> None:
-    """Trust no version of Ray to have done as it was told."""
-    address = ray.util.get_node_ip_address()
-    if not ip_address(address).is_loopback:
-        raise OperationError(
-            "a Ray cluster that only this machine can reach",
-            f"one that listens on {address}",
-            f"use --executor inline, or name an address in sisa.yaml (ray_init: {_NODE_ADDRESS}) if it may be reached",
-        )
 
 
 @dataclass(eq=False, slots=True)

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,8 @@ class Waiting(ToyTrainer):
     """Tells the test which processes it runs in, and waits for ``go`` in steps that show one of some records.
 
     Attributes:
-        scratch: where it leaves ``pid-*`` (processes that trained), ``held-*`` (that wait) and ``through-*`` (that no
-            longer do); the file ``go`` ends all waits.
+        scratch: where it leaves ``pid-*`` (processes that trained), ``held-*`` (that wait) and ``ended-*`` (that
+            ended a step); the file ``go`` ends all waits.
         held: IDs of records.
         failing: of records whose steps fail, in words that quote them.
     """
@@ -54,8 +55,13 @@ class Waiting(ToyTrainer):
             (self.scratch / f"held-{os.getpid()}").touch()
             while not (self.scratch / "go").exists():
                 time.sleep(0.01)
-            (self.scratch / f"through-{os.getpid()}").touch()
-        return ToyTrainer.train(self, lesson)
+        files = _Files(ToyTrainer.train(self, lesson))
+        weakref.finalize(files, (self.scratch / f"ended-{os.getpid()}").touch)
+        return files
+
+
+class _Files(dict[str, bytes]):
+    """Files whose end can be waited for: then the step was stored, or was not."""
 
 
 def opened(path: Path) -> Session:

@@ -165,15 +165,13 @@ def nodes(cluster: Cluster, *machines: str) -> Iterator[list[Any]]:
 
 
 def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return psutil.pid_exists(pid) and bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
 
 
 # -- faults -------------------------------------------------------------------------------------
 
 
-def test_a_driver_killed_in_mid_step_is_run_again_and_the_result_equals_inline(
-    cluster: Cluster, scene: Scene
-) -> None:
+def test_a_driver_killed_in_mid_step_is_run_again_and_the_result_equals_inline(cluster: Cluster, scene: Scene) -> None:
     order = scene.order(address=cluster.address, workers=1, held=[scene.first])
     with nodes(cluster, "toy"):
         with driver(order) as killed:
@@ -213,16 +211,78 @@ def test_a_worker_out_of_reach_that_comes_back_after_the_purge_writes_nothing(cl
             assert result(process)["error"] is None
             for path in (scene.path, scene.inline):
                 session = opened(path)
-                delete(session, [scene.first], request_id="gone", executor=INLINE, trainer=Waiting(scratch=scene.scratch))
+                trainer = Waiting(scratch=scene.scratch)
+                delete(session, [scene.first], request_id="gone", executor=INLINE, trainer=trainer)
                 session.workspace.close()
             after = contents(scene.path)
             assert psutil.Process(zombie).status() == psutil.STATUS_STOPPED
         finally:
             os.kill(zombie, signal.SIGCONT)
-        ended = scene.scratch / f"through-{zombie}"
-        eventually(ended.exists)
-        for pid in frozen[1:]:
-            os.kill(pid, signal.SIGCONT)
-        eventually(lambda: not alive(zombie))
-    assert contents(scene.path) == after
+        eventually((scene.scratch / f"ended-{zombie}").exists)
+        assert contents(scene.path) == after
     assert after[:2] == contents(scene.inline)[:2]
+
+
+# -- environment classes ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun_elsewhere(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    """The dearest chain was begun on a machine of another class, and not finished."""
+    session = opened(scene.path)
+    second = schedule(session.workspace.plan(), {})[0].steps[1]
+    new = next(stored for stored in second.members if stored.tag in second.leaves)
+    with monkeypatch.context() as patch:
+        patch.setenv(MACHINE, "other")
+        with pytest.raises(LookupError):
+            train(session, executor=INLINE, trainer=Waiting(scratch=scene.scratch, failing=(new.record.id,)))
+    session.workspace.close()
+    return scene
+
+
+def machines(scene: Scene) -> list[set[str]]:
+    """The classes in which each shard's checkpoints were made, dearest chain first."""
+    session = opened(scene.path)
+    live = session.workspace.book.live()
+    made = [
+        {live[step.key].environment["machine"] for step in chain.steps if step.key in live}
+        for chain in schedule(session.workspace.plan(), {})
+    ]
+    session.workspace.close()
+    return made
+
+
+def test_a_chain_goes_on_in_its_class_on_the_node_that_has_it(cluster: Cluster, begun_elsewhere: Scene) -> None:
+    scene = begun_elsewhere
+    session = opened(scene.path)
+    other = schedule(session.workspace.plan(), {})[1].steps[0].members[0].record.id
+    session.workspace.close()
+    order = scene.order(address=cluster.address, workers=1, held=[other])
+    with nodes(cluster, "toy"), driver(order) as process:
+        eventually(scene.held)  # the one worker skipped the first chain
+        cluster.add_node(num_cpus=1, env_vars={MACHINE: "other"})
+        scene.go()
+        assert result(process)["error"] is None
+    assert machines(scene) == [{"other"}, {"toy"}]
+    assert contents(scene.path)[0].keys() == contents(scene.inline)[0].keys()
+
+
+def test_a_chain_whose_class_is_nowhere_ends_and_the_others_go_on(cluster: Cluster, begun_elsewhere: Scene) -> None:
+    scene = begun_elsewhere
+    with nodes(cluster, "toy"):
+        answer = driven(scene.order(address=cluster.address, workers=2))
+    assert (answer["error"], answer["code"]) == ("EnvironmentMismatchError", 3)
+    assert "machine 'toy' instead of 'other'" in answer["said"]
+    assert "--restart-shards" in answer["said"]
+    assert machines(scene) == [{"other"}, {"toy"}]
+    first, second = steps_stored(scene)
+    assert (first, second) == (1, 3)
+
+
+def steps_stored(scene: Scene) -> list[int]:
+    """How many steps of each chain are stored, dearest chain first."""
+    session = opened(scene.path)
+    live = session.workspace.book.live()
+    counts = [sum(step.key in live for step in chain.steps) for chain in schedule(session.workspace.plan(), {})]
+    session.workspace.close()
+    return counts

@@ -274,7 +274,8 @@ def test_a_worker_whose_attempt_ends_in_the_midst_of_writing_leaves_nothing(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, before = first_order(session), session.workspace.store.objects()
-        def overtaken(path: Path, data: bytes) -> None:
+
+    def overtaken(path: Path, data: bytes) -> None:
         write_new(path, data)
         discard(ours)
 
