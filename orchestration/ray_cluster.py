@@ -57,11 +57,16 @@ def _connect(settings: Mapping[str, Any], *, closed: bool) -> None:
     try:
         with _loopback_only() if closed else nullcontext():
             ray.init(**settings)
-    except (OSError, RuntimeError) as error:
-        where = "on this machine" if settings["address"] == "local" else f"at {settings['address']}"
-        raise OperationError(f"a Ray cluster {where}", str(error), "check --ray-address and the cluster") from error
     except (TypeError, ValueError) as error:
         raise ConfigError("settings that ray.init accepts", str(error), "mend ray_init in sisa.yaml") from error
+    except Exception as error:  # a cluster that did not come up is told by Ray as a bare Exception
+        ray.shutdown()
+        where = "on this machine" if settings["address"] == "local" else f"at {settings['address']}"
+        raise OperationError(
+            f"a Ray cluster {where}",
+            str(error),
+            "check --ray-address, and that Ray's directory has room; then run again",
+        ) from error
 
 
 @contextmanager

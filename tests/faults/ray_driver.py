@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,19 @@ MACHINE = "SISA_TEST_MACHINE"
 
 @dataclass(frozen=True)
 class Waiting(ToyTrainer):
-    """Tells the test which processes it runs in, and waits for ``go`` in steps that show one of some records.
+    """Tells the test which processes it runs in, and waits for a word in steps that show one of some records.
 
     Attributes:
         scratch: where it leaves ``pid-*`` (processes that trained), ``held-*`` (that wait) and ``ended-*`` (that
             ended a step); the file ``go`` ends all waits.
-        held: IDs of records.
+        held: IDs of records before whose training it waits.
+        late: of records of whose training the result waits to be written.
         failing: of records whose steps fail, in words that quote them.
     """
 
     scratch: Path = Path()
     held: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()
     failing: tuple[str, ...] = ()
 
     def environment(self) -> dict[str, str]:
@@ -52,16 +54,32 @@ class Waiting(ToyTrainer):
         for name in shown.keys() & set(self.failing):
             raise LookupError(f"cannot train {name}: {shown[name].content}")
         if shown.keys() & set(self.held):
-            (self.scratch / f"held-{os.getpid()}").touch()
-            while not (self.scratch / "go").exists():
-                time.sleep(0.01)
-        files = _Files(ToyTrainer.train(self, lesson))
+            self.wait()
+        made = ToyTrainer.train(self, lesson)
+        files = _Late(self, made) if shown.keys() & set(self.late) else _Files(made)
         weakref.finalize(files, (self.scratch / f"ended-{os.getpid()}").touch)
         return files
+
+    def wait(self) -> None:
+        (self.scratch / f"held-{os.getpid()}").touch()
+        while not (self.scratch / "go").exists():
+            time.sleep(0.01)
 
 
 class _Files(dict[str, bytes]):
     """Files whose end can be waited for: then the step was stored, or was not."""
+
+
+class _Late(_Files):
+    """Files that wait before they are written."""
+
+    def __init__(self, trainer: Waiting, files: Mapping[str, bytes]) -> None:
+        super().__init__(files)
+        self.wait = trainer.wait
+
+    def __iter__(self) -> Iterator[str]:
+        self.wait()
+        return super().__iter__()
 
 
 def opened(path: Path) -> Session:
@@ -72,9 +90,8 @@ def opened(path: Path) -> Session:
 def drive(order: Mapping[str, Any]) -> dict[str, Any]:
     """Train a workspace on Ray; says what error there was, and how its directory is called if it is our own."""
     session = opened(Path(order["workspace"]))
-    trainer = Waiting(
-        scratch=Path(order["scratch"]), held=tuple(order.get("held", ())), failing=tuple(order.get("failing", ()))
-    )
+    records = {name: tuple(order.get(name, ())) for name in ("held", "late", "failing")}
+    trainer = Waiting(scratch=Path(order["scratch"]), **records)
     executor = RayExecutor(order.get("workers", 2), address=order.get("address"), init=order.get("init", {}))
     try:
         trained = train(session, executor=executor, trainer=trainer)

@@ -197,8 +197,11 @@ def test_nodes_come_and_go_in_mid_training_and_the_result_equals_inline(cluster:
 
 
 def test_a_worker_out_of_reach_that_comes_back_after_the_purge_writes_nothing(cluster: Cluster, scene: Scene) -> None:
-    """Its node falls silent and is given up; the record it was training is deleted; then it goes on."""
-    order = scene.order(address=cluster.address, workers=1, held=[scene.first])
+    """Its node falls silent once the step is trained and found to be in the plan still, and is given up.
+
+    The step is made elsewhere and the record deleted; then the lost worker goes on.
+    """
+    order = scene.order(address=cluster.address, workers=1, late=[scene.first])
     with nodes(cluster, "toy") as (silent,), driver(order) as process:
         eventually(scene.held)
         (zombie,) = scene.held()
