@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ from ray.cluster_utils import Cluster
 
 from orchestration.inline import InlineExecutor
 from orchestration.schedule import schedule
+from shards.records import Record, make_content
 from sisa.delete import delete
 from sisa.ingest import Ingested, commit
 from sisa.train import train
+from tests.canaries import found
 from tests.faults.ray_driver import MACHINE, RECIPE, Waiting, opened
+from tests.faults.test_world import leave, mounted
 from tests.toy import stored, toy_record, toy_session
 
 ROOT = Path(__file__).parents[2]
@@ -224,6 +228,104 @@ def test_a_worker_out_of_reach_that_comes_back_after_the_purge_writes_nothing(cl
         eventually((scene.scratch / f"ended-{zombie}").exists)
         assert contents(scene.path) == after
     assert after[:2] == contents(scene.inline)[:2]
+
+
+# -- no room ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_directory() -> Iterator[Path]:
+    """A directory with 100 MiB of room; its name is short because socket paths end at 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="sisa-ray-", ignore_cleanup_errors=True) as directory:
+        path = Path(directory) / "d"
+        path.mkdir()
+        mounted(path, "-t", "tmpfs", "-o", "size=100m", "tmpfs")
+        try:
+            yield path
+        finally:
+            subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def all_on(directory: Path) -> dict[str, Any]:
+    """Ray's logs, sockets, spilled objects and shared memory in one directory."""
+    return {"_temp_dir": str(directory), "_plasma_directory": str(directory), "object_store_memory": 75 << 20}
+
+
+def test_ray_without_room_for_objects_spilling_and_logs_in_mid_training_changes_no_digest(
+    scene: Scene, small_directory: Path
+) -> None:
+    with driver(scene.order(held=[scene.first], init=all_on(small_directory))) as process:
+        eventually(scene.held)
+        leave(small_directory, 0)
+        scene.go()
+        answer = result(process)
+    assert answer["error"] in {None, "StepFailedError", "OperationError"}
+    (small_directory / "ballast").unlink()
+    trained_inline(scene.path)
+    assert contents(scene.path) == contents(scene.inline)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("free", [0, 65536])
+def test_ray_without_room_to_start_says_so(scene: Scene, small_directory: Path, free: int) -> None:
+    leave(small_directory, free)
+    answer = driven(scene.order(init=all_on(small_directory)))
+    assert (answer["error"], answer["code"]) == ("OperationError", 3)
+    assert "Ray's directory has room" in answer["said"]
+    trained_inline(scene.path)
+    assert contents(scene.path) == contents(scene.inline)
+
+
+# -- nothing open, nothing told -----------------------------------------------------------------
+
+
+CANARIES = frozenset({b"IDCANARY", b"TEXTCANARY", b"SUBJECTCANARY"})
+
+
+@pytest.fixture
+def telling(tmp_path: Path) -> Scene:
+    """Records whose every part would be recognised, on which nothing was trained."""
+    session = toy_session(tmp_path / "workspace", RECIPE)
+    records = [
+        Record(f"IDCANARY-{n}", make_content({"text": f"TEXTCANARY-{n}", "label": "a"}), subject=f"SUBJECTCANARY-{n}")
+        for n in range(24)
+    ]
+    commit(session, stored(session, records), Ingested(24, 0, 0, 0))
+    first = schedule(session.workspace.plan(), {})[0].steps[0].members[0].record.id
+    session.workspace.close()
+    (tmp_path / "scratch").mkdir()
+    return Scene(tmp_path / "workspace", tmp_path / "scratch", tmp_path / "none", first)
+
+
+def test_a_cluster_started_here_is_reached_from_here_only_reports_nothing_and_knows_no_record(
+    telling: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    session = opened(telling.path)
+    other = schedule(session.workspace.plan(), {})[1].steps[0].members[0].record.id
+    session.workspace.close()
+    with tempfile.TemporaryDirectory(prefix="sisa-ray-", ignore_cleanup_errors=True) as directory:
+        init = {"_temp_dir": directory}
+        with driver(telling.order(held=[telling.first], failing=[other], init=init)) as process:
+            eventually(telling.held)
+            running = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            open_to = {at.laddr.ip for each in running for at in each.net_connections("inet") if at.status == "LISTEN"}
+            told = {each.environ().get("RAY_USAGE_STATS_ENABLED") for each in running[1:]}
+            titles = " ".join(part for each in running[1:] for part in each.cmdline())
+            telling.go()
+            answer = result(process)
+        assert open_to, "they do listen"
+        assert {ip_address(address.removeprefix("::ffff:")).is_loopback for address in open_to} == {True}, open_to
+        assert told == {"0"}
+        assert answer["error"] == "StepFailedError"
+        assert "LookupError in train (ray_driver.py" in answer["said"]
+        files = [file for file in Path(directory).rglob("*") if file.is_file() and not file.is_symlink()]
+        assert not [file for file in files if file.name == "usage_stats.json"]
+        assert len([file for file in files if "worker" in file.name]) > 2, "the workers' logs are among them"
+        for file in files:
+            assert not found(file, CANARIES), file
+    shown = (answer["said"] + titles).encode()
+    assert not [canary for canary in CANARIES if canary in shown]
 
 
 # -- environment classes ------------------------------------------------------------------------
