@@ -342,6 +342,7 @@ def test_a_cluster_started_here_is_reached_from_here_only_reports_nothing_and_kn
         assert len([file for file in files if "worker" in file.name]) > 2, "the workers' logs are among them"
         for file in files:
             assert not found(file, CANARIES), file
+    assert found(next((telling.path / "vault").iterdir()), CANARIES) == CANARIES, "where they may be they are found"
     shown = " ".join([answer["said"], *(each.title for each in started.values())]).encode()
     assert not [canary for canary in CANARIES if canary in shown]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from orchestration.executor import Fit, Lesson, SliceTrainer
-from orchestration.ray_executor import RayExecutor
+from orchestration.executor import Fit, Lesson, SliceTrainer, order, prepare
+from orchestration.ray_executor import RayExecutor, Worker
+from orchestration.schedule import schedule
 from shards.errors import OperationError, StepFailedError
 from shards.records import Record
 from sisa.config import Settings, write_settings
@@ -155,6 +156,36 @@ class Failing(Deadly):
         if self.record_id in {record.id for record in lesson.passes[0]}:
             raise ArithmeticError("a planted failure")
         return self.inner.train(lesson)
+
+
+@dataclass(frozen=True)
+class Quoting(ToyTrainer):
+    """Fails in words that quote a record: in its own way, or with an error of ours caused by that."""
+
+    ours: bool = False
+
+    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+        record = lesson.passes[0][0]
+        try:
+            raise LookupError(f"{record.id}: {record.content}")
+        except LookupError as error:
+            if self.ours:
+                raise StepFailedError("finite weights", "others", "try again") from error
+            raise
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_what_a_worker_tells_of_a_failure_holds_nothing_of_a_record(tmp_path: Path, ours: bool) -> None:
+    session = toy_session(tmp_path / "workspace", toy_recipe())
+    commit(session, stored(session, [toy_record(n, id=f"IDCANARY-{n}") for n in range(6)]), Ingested(6, 0, 0, 0))
+    chain = schedule(session.workspace.plan(), {})[0]
+    step_order = order(chain, 0, None, session.workspace.path, session.workspace.store.root)
+    prepare(step_order)
+    outcome = Worker(Quoting(ours=ours)).perform(step_order)
+    session.workspace.close()
+    assert isinstance(outcome.error, StepFailedError)
+    assert outcome.error.__traceback__ is None
+    assert b"IDCANARY" not in ray.cloudpickle.dumps(outcome)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
