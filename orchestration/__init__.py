@@ -2,5 +2,5 @@
 
     plan ─▶ schedule ─▶ chains of missing steps ─▶ executor (inline or Ray) ─▶ checkpoint facts ─▶ manifest
 
-Nothing here imports torch; ray is imported in ``ray_executor`` alone.
+Nothing here imports torch; ray in ``ray_cluster`` and ``ray_executor`` alone.
 """

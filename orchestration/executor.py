@@ -4,10 +4,18 @@ A worker is told *which* step to do, never given records or tensors: it opens th
 rebuilds the chain of its shard from the surviving records, and refuses to train unless the step it
 was asked for is in that chain. So nothing personal travels through task arguments or an object
 store, and a stale order cannot train a record that was deleted meanwhile.
+
+A worker writes into a place of its attempt alone, made by the driver with the order and gone when
+the attempt is over; the driver takes from there into the store. So a worker that was given up, and
+goes on nevertheless, finds no place to write to.
+
+    driver: prepare ─▶ worker: work ─▶ driver: adopt, discard
 """
 
 from __future__ import annotations
 
+import secrets
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -16,11 +24,14 @@ from typing import Protocol
 
 from shards.digest import derive, tensor_digest
 from shards.errors import EnvironmentMismatchError, IntegrityError, StalePlanError, StepFailedError
+from shards.files import TEMPORARY, remove, storage
 from shards.lineage import Checkpoint, pack_tags
 from shards.plan import SliceStep, pass_order
 from shards.records import Record
 from shards.store import Store
 from shards.workspace import SEEN_FILE, WEIGHTS_FILE, Workspace
+
+ATTEMPT = ".attempt-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +92,7 @@ class StepOrder:
         key: the checkpoint key to make.
         parent: the parent checkpoint, if the step has one.
         environment: environment the chain was begun in; None if it begins here.
+        attempt: random name of this attempt at the step.
     """
 
     workspace: Path
@@ -89,6 +101,12 @@ class StepOrder:
     key: str
     parent: Checkpoint | None
     environment: dict[str, str] | None
+    attempt: str
+
+    @property
+    def staging(self) -> Path:
+        """Where the worker writes; a sweep of the store removes what a killed driver left there."""
+        return self.store / f"{ATTEMPT}{self.attempt}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +163,7 @@ def order(chain: ChainOrder, number: int, done: Checkpoint | None, workspace: Pa
         key=chain.steps[number].key,
         parent=done,
         environment=chain.environment if done is None else done.environment,
+        attempt=secrets.token_hex(16),
     )
 
 
@@ -152,17 +171,67 @@ def perform(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
     """Do one step in this process and store its result; returns the fact to be recorded.
 
     Raises:
+        SisaError: as :func:`prepare`, :func:`work`, :func:`adopt` and :func:`discard` do.
+    """
+    prepare(step_order)
+    try:
+        made = work(step_order, trainer)
+        adopt(step_order, made)
+    finally:
+        discard(step_order)
+    return made
+
+
+def prepare(step_order: StepOrder) -> None:
+    """Make the place that the attempt may write to.
+
+    Raises:
+        StorageError: if the file system refuses.
+    """
+    with storage(f"make a place for a step in {step_order.store}"):
+        step_order.staging.mkdir(mode=0o700)
+
+
+def adopt(step_order: StepOrder, made: Checkpoint) -> None:
+    """Take what the attempt made into the store, verified.
+
+    A record of it may be deleted between the worker's last look and this: nothing is certified then before
+    the driver of this run has ended, and the next one purges what the plan no longer has.
+
+    Raises:
+        IntegrityError: if it is not there as the worker said.
+        StorageError: if the file system refuses.
+    """
+    store = Store(step_order.store)
+    for name in (made.files, made.seen):
+        store.adopt(step_order.staging, name)
+
+
+def discard(step_order: StepOrder) -> None:
+    """End the attempt: whoever still writes for it has no place any more.
+
+    Raises:
+        StorageError: if the file system refuses.
+    """
+    gone = step_order.store / f"{TEMPORARY}{step_order.attempt}"
+    with storage(f"end an attempt in {step_order.store}"):
+        if step_order.staging.exists():
+            step_order.staging.rename(gone)  # at once, where a removal file by file could be overtaken
+        remove(gone)
+
+
+def work(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
+    """Do one step in this process, its result being left in the place of the attempt.
+
+    Raises:
         EnvironmentMismatchError: if this process is of another class than the chain.
         StalePlanError: if the step is not (or no longer) part of the plan.
         IntegrityError: if parent or records are damaged.
+        StorageError: if the file system refuses, or the attempt is over.
     """
     environment = trainer.environment()
     if step_order.environment is not None and step_order.environment != environment:
-        raise EnvironmentMismatchError(
-            f"the environment class in which shard {step_order.shard} was begun",
-            environment_difference(step_order.environment, environment),
-            "train where these are the same, or `sisa train --restart-shards` to begin such shards anew",
-        )
+        raise mismatch(step_order.shard, environment_difference(step_order.environment, environment))
     with closing(Workspace.open(step_order.workspace)) as workspace:
         return _trained(workspace, step_order, trainer, environment)
 
@@ -172,15 +241,15 @@ def _trained(
 ) -> Checkpoint:
     forgotten = workspace.book.tombstones()
     step, layout = _planned(workspace, step_order), workspace.layout()
-    store = Store(step_order.store)
     passes = tuple(
         tuple(stored.record for stored in pass_order(step.members, layout, step.link.slice, epoch=epoch))
         for epoch in range(layout.epochs)
     )
     seed = derive(workspace.keys.seed, "step-seed", step.link.shard, step.link.chain, step.link.slice)
-    files = trainer.train(Lesson(passes, _parent_weights(step_order, store), seed))
+    files = trainer.train(Lesson(passes, _parent_weights(step_order), seed))
     if workspace.book.tombstones() != forgotten:
         _planned(workspace, step_order)  # what saw a record that was deleted meanwhile is not even stored
+    store = Store(step_order.staging)
     return Checkpoint(
         link=step.link,
         files=store.put(files),
@@ -206,11 +275,11 @@ def _planned(workspace: Workspace, step_order: StepOrder) -> SliceStep:
     return step
 
 
-def _parent_weights(step_order: StepOrder, store: Store) -> bytes | None:
+def _parent_weights(step_order: StepOrder) -> bytes | None:
     """The parent's tensors, which must be those of its fact."""
     if step_order.parent is None:
         return None
-    weights = store.get(step_order.parent.files)[WEIGHTS_FILE]
+    weights = Store(step_order.store).get(step_order.parent.files)[WEIGHTS_FILE]
     if tensor_digest(weights) != step_order.parent.tensors:
         raise IntegrityError(
             f"tensors {step_order.parent.tensors} in checkpoint {step_order.parent.key}",
@@ -226,10 +295,25 @@ def environment_difference(wanted: Mapping[str, str], found: Mapping[str, str]) 
     return ", ".join(f"{name} {found.get(name)!r} instead of {wanted.get(name)!r}" for name in names)
 
 
+def mismatch(shard: int, difference: str) -> EnvironmentMismatchError:
+    """The error that the user sees for a step that no worker may do."""
+    return EnvironmentMismatchError(
+        f"the environment class in which shard {shard} was begun",
+        difference,
+        "train where these are the same, or `sisa train --restart-shards` to begin such shards anew",
+    )
+
+
 def failure(error: BaseException, shard: int) -> StepFailedError:
-    """The error that the user sees for a step that failed for a reason of its own."""
+    """The error that the user sees for a step that failed for a reason of its own.
+
+    It says what was raised and where, not the words: they may quote a record, and go to logs and other machines.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {frames[-1].name} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return StepFailedError(
         f"every step of shard {shard} to train",
-        f"{type(error).__name__}: {error}",
-        "mend the cause and run the same command again; finished steps are kept",
+        f"{type(error).__name__}{where}; its words are left out, since they may quote a record",
+        "mend the cause (--executor inline shows the whole of it) and run the same command again; "
+        "finished steps are kept",
     )

@@ -1,33 +1,44 @@
 """Runs chains on a Ray cluster: one actor per worker, one chain at a time on each.
 
 Ray carries step orders out and checkpoint facts back, never records or tensors. An actor keeps the
-frozen base model loaded between steps. An actor that dies takes nothing along: its step is handed
-to a new one, a bounded number of times.
+frozen base model loaded between steps. Nodes may come and go: an actor that dies takes nothing
+along, and its step is handed to another one, a bounded number of times.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import signal
-import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestration.executor import ChainOrder, Outcome, SliceTrainer, StepOrder, failure, order, perform
+from orchestration.dispatch import TRIES, Dispatch, Run
+from orchestration.executor import (
+    ChainOrder,
+    Outcome,
+    SliceTrainer,
+    StepOrder,
+    adopt,
+    discard,
+    environment_difference,
+    failure,
+    mismatch,
+    order,
+    prepare,
+    work,
+)
+from orchestration.ray_cluster import connected
 from shards.errors import OperationError, SisaError, StepFailedError
-from shards.lineage import Checkpoint
 
-_TRIES = 3
+_PATIENCE_SECONDS = 60.0
 
 
 class Worker:
@@ -36,25 +47,23 @@ class Worker:
     def __init__(self, trainer: SliceTrainer) -> None:
         self._trainer = trainer
 
+    def environment(self) -> tuple[dict[str, str], str]:
+        """The class of this process, and the node it is on."""
+        return self._trainer.environment(), ray.get_runtime_context().get_node_id()
+
     def perform(self, step_order: StepOrder) -> Outcome:
-        """Do one step; our own errors come back as values."""
+        """Do one step; errors come back as values, so that Ray logs none: their words may quote a record."""
         started = time.monotonic()
+        error: SisaError
         try:
-            checkpoint = perform(step_order, self._trainer)
-        except SisaError as error:
-            return Outcome(step_order.shard, None, error, time.monotonic() - started)
-        return Outcome(step_order.shard, checkpoint, None, time.monotonic() - started)
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A chain under way: the next step, what came before it, who does it, and how often it was tried."""
-
-    chain: ChainOrder
-    number: int
-    done: Checkpoint | None
-    worker: Any
-    tries: int = 1
+            checkpoint = work(step_order, self._trainer)
+        except SisaError as ours:
+            error = type(ours)(*ours.args)  # without its frames, which hold records for as long as it lives
+        except Exception as theirs:  # noqa: BLE001 - the edge of the process
+            error = failure(theirs, step_order.shard)
+        else:
+            return Outcome(step_order.shard, checkpoint, None, time.monotonic() - started)
+        return Outcome(step_order.shard, None, error, time.monotonic() - started)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +90,23 @@ class RayExecutor:
         self, chains: Iterable[ChainOrder], trainer: SliceTrainer, workspace: Path, store: Path
     ) -> Iterator[Outcome]:
         """Perform every step on Ray, as many chains at once as there are workers."""
-        waiting = deque(chains)
-        if not waiting:
+        dispatch = Dispatch(tuple(chains))
+        if not dispatch.waiting:
             return
-        crew: list[Any] = []
         with self.cluster():
-            self._refuse_too_small()
+            self.refuse_too_small()
+            crew = _Crew(self, dispatch, trainer, (workspace, store))
             try:
-                yield from self._drive(waiting, crew, trainer, (workspace, store))
+                yield from crew.outcomes()
             finally:  # nobody may write after the caller has gone on
-                for worker in crew:
-                    ray.kill(worker)
+                crew.dismiss_all()
 
-    def _refuse_too_small(self) -> None:
-        """An actor that fits nowhere would wait for ever."""
+    def refuse_too_small(self) -> None:
+        """An actor that fits nowhere would wait for ever.
+
+        Raises:
+            OperationError: if no worker fits on the whole cluster.
+        """
         need = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
         have = ray.cluster_resources()
         lacking = [f"{have.get(name, 0):g} {name}" for name, count in need.items() if have.get(name, 0) < count]
@@ -105,108 +117,197 @@ class RayExecutor:
                 "add a node to the cluster, or name another with --ray-address",
             )
 
-    def _drive(
-        self,
-        waiting: deque[ChainOrder],
-        crew: list[Any],
-        trainer: SliceTrainer,
-        paths: tuple[Path, Path],
-    ) -> Iterator[Outcome]:
-        running: dict[Any, _Run] = {}
-        mark = uuid.uuid4().hex[:6]  # two runs on one cluster
-
-        def hire() -> Any:
-            crew.append(self._start(trainer, f"sisa {paths[0].name} worker {len(crew) + 1} {mark}"))
-            return crew[-1]
-
-        def submit(run: _Run) -> None:
-            running[run.worker.perform.remote(order(run.chain, run.number, run.done, *paths))] = run
-
-        def begin(worker: Any) -> None:
-            chain = waiting.popleft()
-            submit(_Run(chain, 0, chain.parent, worker))
-
-        for _ in range(min(self.workers, len(waiting))):
-            begin(hire())
-        while running:
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            run = running.pop(ready)
-            outcome = self._outcome(ready, run)
-            if outcome is None:  # the worker died; nothing was recorded
-                submit(replace(run, worker=hire(), tries=run.tries + 1))
-                continue
-            yield outcome
-            if outcome.checkpoint is not None and run.number + 1 < len(run.chain.steps):
-                submit(_Run(run.chain, run.number + 1, outcome.checkpoint, run.worker))
-            elif waiting and outcome.error is None:
-                begin(run.worker)
-            else:  # idle, or dead, or in an odd state: its place is given back
-                ray.kill(run.worker)
-                if waiting:
-                    begin(hire())
-
-    def _start(self, trainer: SliceTrainer, name: str) -> Any:
+    def start(self, trainer: SliceTrainer, name: str, node: str | None, *, only: bool) -> Any:
+        """A new actor with a readable name; on a certain node, or with ``only`` nowhere else."""
         options: dict[str, Any] = {"num_cpus": self.cpus_per_worker, "num_gpus": self.gpus_per_worker, "name": name}
         if self.runtime_env:
             options["runtime_env"] = dict(self.runtime_env)
+        if node is not None:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=not only)
         return ray.remote(Worker).options(**options).remote(trainer)
-
-    def _outcome(self, ready: Any, run: _Run) -> Outcome | None:
-        """The step's outcome, or None if its worker died and the step may be tried again."""
-        try:
-            outcome: Outcome = ray.get(ready)
-        except RayTaskError as error:
-            return Outcome(run.chain.shard, None, failure(error.cause, run.chain.shard), 0.0)
-        except RayError as error:
-            ray.kill(run.worker)  # it may only be out of reach, and must not write later
-            if run.tries < _TRIES:
-                return None
-            died = StepFailedError(
-                f"a worker to live through a step of shard {run.chain.shard}",
-                f"{_TRIES} workers died ({type(error).__name__}: {error})",
-                "look for a lack of memory, then run the same command again; finished steps are kept",
-            )
-            return Outcome(run.chain.shard, None, died, 0.0)
-        return outcome
 
     @contextmanager
     def cluster(self) -> Iterator[None]:
         """Use the cluster this process is connected to, else connect or start one and leave it after."""
-        if ray.is_initialized():
+        with connected(self.address, math.ceil(self.workers * self.cpus_per_worker), self.init):
             yield
+
+
+@dataclass(eq=False, slots=True)
+class _Member:
+    """An actor: starting (``order`` is None), or at a step.
+
+    Attributes:
+        actor: its handle.
+        probe: the node that it was sent to, to see of which class it is.
+        environment: its class, once it has told.
+        order: what it is doing.
+    """
+
+    actor: Any
+    probe: str | None
+    environment: dict[str, str] | None = None
+    order: StepOrder | None = None
+
+
+class _Crew:
+    """The actors of one run: hires them, hears them, and sends home who has nothing to do."""
+
+    def __init__(
+        self, executor: RayExecutor, dispatch: Dispatch, trainer: SliceTrainer, paths: tuple[Path, Path]
+    ) -> None:
+        self._executor, self._dispatch, self._trainer, self._paths = executor, dispatch, trainer, paths
+        self._mark = uuid.uuid4().hex[:6]  # two runs on one cluster
+        self._hired = 0
+        self._calls: dict[Any, _Member] = {}  # what every member is awaited with
+        self._nodes: dict[str, dict[str, str] | None] = {}  # class of each node that was tried; None if it told none
+        self._stillborn: list[Exception] = []  # since the last actor that came up
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Drive until nothing is left that anybody may do."""
+        self._hire()
+        while self._calls:
+            ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=_PATIENCE_SECONDS)
+            for call in ready:
+                member = self._calls.pop(call)
+                yield from self._came_up(member, call) if member.order is None else self._ended(member, call)
+            if not ready and not self._dispatch.running:
+                self._executor.refuse_too_small()  # the nodes that it had may be gone
+            self._hire()
+        for run in self._dispatch.give_up():
+            yield Outcome(run.chain.shard, None, self._why_nobody_came(run), 0.0)
+
+    def dismiss_all(self) -> None:
+        """End every actor and every attempt."""
+        with ExitStack() as each:  # whatever goes wrong with another
+            for member in self._calls.values():
+                each.callback(self._dismiss, member)
+
+    # -- hiring ----------------------------------------------------------------------------------
+
+    def _hire(self) -> None:
+        wanted = min(self._executor.workers, len(self._dispatch.running) + self._dispatch.waiting)
+        while len(self._calls) < wanted and len(self._stillborn) < TRIES:
+            node, probe = None, False
+            if self._nodes and not self._dispatch.waits_for(None):
+                node, probe = self._place()
+                if node is None:
+                    return
+            self._hired += 1
+            name = f"sisa {self._paths[0].name} worker {self._hired} {self._mark}"
+            actor = self._executor.start(self._trainer, name, node, only=probe)
+            member = _Member(actor, node if probe else None)
+            self._calls[actor.environment.remote()] = member
+
+    def _place(self) -> tuple[str | None, bool]:
+        """The node to hire on, where only chains that were begun are waiting; and is it only a try?"""
+        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and self._fits(node["Resources"])]
+        for node in alive:
+            known = self._nodes.get(node)
+            if known is not None and self._dispatch.waits_for(known):
+                return node, False
+        for node in alive:
+            if node not in self._nodes:
+                self._nodes[node] = None
+                return node, True
+        return None, False
+
+    def _fits(self, resources: Mapping[str, float]) -> bool:
+        need = {"CPU": self._executor.cpus_per_worker, "GPU": self._executor.gpus_per_worker}
+        return all(resources.get(name, 0) >= count for name, count in need.items())
+
+    def _came_up(self, member: _Member, call: Any) -> Iterator[Outcome]:
+        try:
+            member.environment, node = ray.get(call)
+        except RayError as error:
+            if member.probe is None:
+                self._stillborn.append(error)
+            self._dismiss(member)
             return
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        local: dict[str, Any] = {}
-        if self.address is None:
-            cpus = max(1, math.ceil(self.workers * self.cpus_per_worker))
-            local = {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        settings = {"address": self.address or "local", "log_to_driver": False, "logging_level": "error", **local}
+        self._stillborn.clear()
+        self._nodes[node] = member.environment
+        yield from self._next(member)
+
+    def _why_nobody_came(self, run: Run) -> SisaError:
+        if self._stillborn:
+            error = self._stillborn[-1]
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if isinstance(cause, SisaError):
+                return cause
+            return StepFailedError(
+                f"a worker for shard {run.chain.shard}",
+                f"{TRIES} that could not be started ({type(cause).__name__}: {cause})",
+                "mend the cause and run the same command again; finished steps are kept",
+            )
+        known = [environment for environment in self._nodes.values() if environment is not None]
+        wanted = run.environment or {}
+        differences = sorted({environment_difference(wanted, environment) for environment in known})
+        return mismatch(run.chain.shard, "; ".join(differences))
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def _next(self, member: _Member) -> Iterator[Outcome]:
+        """Give an idle member a chain, or send it home."""
+        run = self._dispatch.begin(member, member.environment)
+        if run is None:
+            self._dismiss(member)
+        else:
+            yield from self._submit(member, run)
+
+    def _submit(self, member: _Member, run: Run) -> Iterator[Outcome]:
+        member.order = order(run.chain, run.number, run.done, *self._paths)
         try:
-            self._connect(settings | dict(self.init))
-            yield
-        finally:  # also of what a signal left half started
-            ray.shutdown()
+            prepare(member.order)
+        except SisaError as error:
+            self._dispatch.failed(member)
+            self._dismiss(member)
+            yield Outcome(run.chain.shard, None, error, 0.0)
+            return
+        self._calls[member.actor.perform.remote(member.order)] = member
 
-    def _connect(self, settings: Mapping[str, Any]) -> None:
+    def _ended(self, member: _Member, call: Any) -> Iterator[Outcome]:
+        """A step ended, or its worker did."""
+        run = self._dispatch.running[member]
         try:
-            with _signals_as_before():
-                ray.init(**settings)
-        except ConnectionError as error:
-            raise OperationError(
-                f"a Ray cluster at {self.address or 'this machine'}", str(error), "check --ray-address and the cluster"
-            ) from error
+            outcome: Outcome = ray.get(call)
+        except RayTaskError as error:
+            outcome = Outcome(run.chain.shard, None, failure(error.cause, run.chain.shard), 0.0)
+        except RayError as error:
+            self._dismiss(member)
+            if self._dispatch.died(member) is None:
+                yield Outcome(run.chain.shard, None, _died(run, error), 0.0)
+            return
+        outcome = _adopted(member, outcome)
+        yield outcome
+        if outcome.checkpoint is None:  # it may be in an odd state
+            self._dispatch.failed(member)
+            self._dismiss(member)
+            return
+        following = self._dispatch.done(member, outcome.checkpoint)
+        yield from self._next(member) if following is None else self._submit(member, following)
+
+    def _dismiss(self, member: _Member) -> None:
+        """It may only be out of reach, and must not write later."""
+        ray.kill(member.actor)
+        if member.order is not None:
+            discard(member.order)
 
 
-@contextmanager
-def _signals_as_before() -> Iterator[None]:
-    """Ray takes the signal to terminate for itself: whoever handles it (the command line does) goes on to."""
-    before = signal.getsignal(signal.SIGTERM)
-    if not callable(before) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _adopted(member: _Member, outcome: Outcome) -> Outcome:
+    """The outcome of a step, once what it made is in the store."""
+    if member.order is None or outcome.checkpoint is None:
+        return outcome
     try:
-        yield
-    except SystemExit as stop:
-        raise KeyboardInterrupt from stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        adopt(member.order, outcome.checkpoint)
+        discard(member.order)
+    except SisaError as error:
+        return replace(outcome, checkpoint=None, error=error)
+    return outcome
+
+
+def _died(run: Run, error: RayError) -> StepFailedError:
+    return StepFailedError(
+        f"a worker to live through a step of shard {run.chain.shard}",
+        f"{TRIES} workers died ({type(error).__name__}: {error})",
+        "look for a lack of memory, then run the same command again; finished steps are kept",
+    )

@@ -58,6 +58,22 @@ class Store:
                 shutil.rmtree(temporary, ignore_errors=True)
         return digest
 
+    def adopt(self, staging: Path, digest: str) -> None:
+        """Take over an object that was put into a store in ``staging``, on the same file system.
+
+        Raises:
+            IntegrityError: if it is not there, or damaged.
+            StorageError: if the file system refuses.
+        """
+        given = Store(staging)
+        given.get(digest)
+        here = self.intact(digest)
+        with storage(f"store an object in {self.root}"):
+            if not here:
+                remove(self.path(digest))
+                given.path(digest).rename(self.path(digest))
+            fsync_directory(self.root)
+
     def get(self, digest: str) -> dict[str, bytes]:
         """The files of an object.
 

@@ -38,19 +38,12 @@ def ray_cluster() -> Iterator[Path]:
 
     Its directory is short because socket paths end at 107 bytes.
     """
-    import ray
+    from orchestration.ray_executor import RayExecutor
 
     with tempfile.TemporaryDirectory(prefix="sisa-ray-", ignore_cleanup_errors=True) as directory:
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=directory,
-            log_to_driver=False,
-            logging_level="error",
-        )
-        yield Path(directory)
-        ray.shutdown()
+        executor = RayExecutor(workers=2, init={"_temp_dir": directory})
+        with executor.cluster():
+            yield Path(directory)
 
 
 @pytest.fixture

@@ -10,17 +10,23 @@ from pathlib import Path
 import pytest
 
 from orchestration.executor import (
+    ATTEMPT,
     ChainOrder,
     Lesson,
     StepOrder,
+    adopt,
+    discard,
     environment_difference,
     failure,
     order,
     perform,
+    prepare,
+    work,
 )
 from orchestration.inline import InlineExecutor
 from orchestration.schedule import schedule
 from shards.errors import EnvironmentMismatchError, IntegrityError, StepFailedError, StorageError
+from shards.files import write_new
 from shards.store import Store
 from shards.workspace import WEIGHTS_FILE
 from sisa.acceptance import accept
@@ -191,11 +197,16 @@ def test_a_defect_of_the_trainer_is_raised_where_it_is(session: Session) -> None
         list(InlineExecutor().run(chains, breaking, workspace.path, workspace.store.root))
 
 
-def test_a_foreign_failure_is_told_as_a_failed_step() -> None:
-    error = failure(ZeroDivisionError("by nothing"), 3)
-    assert isinstance(error, StepFailedError)
-    assert "shard 3" in error.expected
-    assert error.found == "ZeroDivisionError: by nothing"
+def test_a_foreign_failure_is_told_by_kind_and_place_only() -> None:
+    try:
+        raise KeyError("the text of a record")
+    except KeyError as error:
+        told = failure(error, 3)
+    assert isinstance(told, StepFailedError)
+    assert "shard 3" in told.expected
+    assert told.found.startswith("KeyError in test_a_foreign_failure_is_told_by_kind_and_place_only (")
+    assert "the text of a record" not in str(told) + repr(told)
+    assert failure(ZeroDivisionError("by nothing"), 3).found.startswith("ZeroDivisionError; its words are left out")
 
 
 def test_environments_are_compared_fact_by_fact() -> None:
@@ -217,3 +228,93 @@ def test_what_saw_a_record_that_was_deleted_meanwhile_is_not_even_stored(session
         perform(begun, Interrupted())
     ((_, request),) = session.workspace.book.requests()
     assert session.workspace.store.objects() == stored_before | {request.object}
+
+
+# -- attempts -----------------------------------------------------------------------------------
+
+
+def test_a_worker_writes_into_the_place_of_its_attempt_and_the_driver_takes_it_from_there(session: Session) -> None:
+    store, ours = session.workspace.store, first_order(session)
+    before = store.objects()
+    prepare(ours)
+    made = work(ours, ToyTrainer())
+    assert store.objects() == before | {ours.staging.name}
+    assert Store(ours.staging).objects() == {made.files, made.seen}
+    adopt(ours, made)
+    discard(ours)
+    assert store.objects() == before | {made.files, made.seen}
+    assert store.intact(made.files)
+    assert store.intact(made.seen)
+
+
+def test_no_two_attempts_share_a_place(session: Session) -> None:
+    one, other = first_order(session), first_order(session)
+    assert one.staging != other.staging
+    assert one.staging.name.startswith(ATTEMPT)
+    assert replace(other, attempt=one.attempt) == one
+
+
+def test_a_worker_whose_attempt_is_over_writes_nothing(session: Session) -> None:
+    """It was given up while it trained, and goes on afterwards."""
+    ours, before = first_order(session), session.workspace.store.objects()
+
+    @dataclass(frozen=True)
+    class GivenUp(ToyTrainer):
+        def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+            discard(ours)
+            return ToyTrainer.train(self, lesson)
+
+    prepare(ours)
+    with pytest.raises(StorageError, match="No such file"):
+        work(ours, GivenUp())
+    assert session.workspace.store.objects() == before
+
+
+def test_a_worker_whose_attempt_ends_in_the_midst_of_writing_leaves_nothing(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, before = first_order(session), session.workspace.store.objects()
+
+    def overtaken(path: Path, data: bytes) -> None:
+        write_new(path, data)
+        discard(ours)
+
+    monkeypatch.setattr("shards.store.write_new", overtaken)
+    prepare(ours)
+    with pytest.raises(StorageError, match="No such file"):
+        work(ours, ToyTrainer())
+    assert session.workspace.store.objects() == before
+
+
+def test_what_is_damaged_in_the_place_of_an_attempt_is_not_adopted(session: Session) -> None:
+    store, ours = session.workspace.store, first_order(session)
+    prepare(ours)
+    made = work(ours, ToyTrainer())
+    (Store(ours.staging).path(made.files) / WEIGHTS_FILE).write_bytes(b"other")
+    before = store.objects()
+    with pytest.raises(IntegrityError, match=made.files):
+        adopt(ours, made)
+    assert store.objects() == before
+
+
+def test_a_sweep_ends_the_attempts_of_a_killed_driver(session: Session) -> None:
+    ours = first_order(session)
+    prepare(ours)
+    made = work(ours, ToyTrainer())
+    session.workspace.sweep()
+    assert not ours.staging.exists()
+    with pytest.raises(IntegrityError):  # the driver was not dead after all
+        adopt(ours, made)
+    discard(ours)
+    with pytest.raises(StorageError, match="No such file"):
+        work(ours, ToyTrainer())
+
+
+def test_a_failed_step_leaves_no_place_behind(session: Session) -> None:
+    before = session.workspace.store.objects()
+    breaking = Breaking(seed=first_seed(session))
+    known = session.workspace.store.objects()
+    with pytest.raises(RuntimeError):
+        perform(first_order(session), breaking)
+    assert session.workspace.store.objects() == known
+    assert before <= known

@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 import ray
 
-from orchestration.executor import Fit, Lesson, SliceTrainer
-from orchestration.ray_executor import RayExecutor
+from orchestration.executor import Fit, Lesson, SliceTrainer, order, prepare
+from orchestration.ray_executor import RayExecutor, Worker
+from orchestration.schedule import schedule
 from shards.errors import OperationError, StepFailedError
 from shards.records import Record
+from sisa.config import Settings, write_settings
 from sisa.ingest import Ingested, commit
-from sisa.session import open_session
+from sisa.session import Session, open_session
 from sisa.train import train
+from tests.flows.helpers import done, sisa
 from tests.models import (
     Place,
     Row,
@@ -31,6 +34,7 @@ from tests.models import (
     train_in,
     write_rows,
 )
+from tests.sisa.trained import trained
 from tests.toy import ToyTrainer, stored, toy_recipe, toy_record, toy_session
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -154,17 +158,123 @@ class Failing(Deadly):
         return self.inner.train(lesson)
 
 
+@dataclass(frozen=True)
+class Quoting(ToyTrainer):
+    """Fails in words that quote a record: in its own way, or with an error of ours caused by that."""
+
+    ours: bool = False
+
+    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+        record = lesson.passes[0][0]
+        try:
+            raise LookupError(f"{record.id}: {record.content}")
+        except LookupError as error:
+            if self.ours:
+                raise StepFailedError("finite weights", "others", "try again") from error
+            raise
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_what_a_worker_tells_of_a_failure_holds_nothing_of_a_record(tmp_path: Path, ours: bool) -> None:
+    session = toy_session(tmp_path / "workspace", toy_recipe())
+    commit(session, stored(session, [toy_record(n, id=f"IDCANARY-{n}") for n in range(6)]), Ingested(6, 0, 0, 0))
+    chain = schedule(session.workspace.plan(), {})[0]
+    step_order = order(chain, 0, None, session.workspace.path, session.workspace.store.root)
+    prepare(step_order)
+    outcome = Worker(Quoting(ours=ours)).perform(step_order)
+    session.workspace.close()
+    assert isinstance(outcome.error, StepFailedError)
+    assert outcome.error.__traceback__ is None
+    assert b"IDCANARY" not in ray.cloudpickle.dumps(outcome)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_step_that_always_fails_ends_its_chain_and_no_other(
     toy_setting: Setting, tmp_path: Path, workers: int
 ) -> None:
     here = toy_setting
     failing = Failing(ToyTrainer(), here.places[1, 1][0]["id"], tmp_path, deaths=0)
-    with pytest.raises(StepFailedError, match="ArithmeticError: a planted failure"):
+    with pytest.raises(StepFailedError, match=r"ArithmeticError in train \(test_ray_executor.py, line \d+\)"):
         train_in(here.path, here.data, executor=RayExecutor(workers), trainer=failing)
     assert set(checkpoint_files(here.path)) == {(0, 0), (0, 1), (0, 2), (1, 0)}
     train_in(here.path, here.data, trainer=ToyTrainer())
     assert differences(here.path, here.inline) == []
+
+
+def test_a_request_whose_step_always_fails_is_parked_and_the_others_are_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = trained(tmp_path / "workspace", 24)
+    workspace = session.workspace.path
+    write_settings(workspace, Settings(recipe=session.recipe, options=session.options))
+    first, second = session.workspace.plan().chains
+    gone, broken = (chain.steps[0].members[0].record for chain in (first, second))
+    failing = next(held.record for held in second.steps[-1].members if held.record.subject != broken.subject)
+    session.workspace.close()
+    for name, record in (("fine", gone), ("parked", broken)):
+        done("delete", "-w", workspace, "--id", record.id, "--request-id", name, "--queue")
+    work = ("work", "-w", workspace, "--executor", "ray", "--workers", "2", "--set", "queue_policy=now")
+    monkeypatch.setattr(Session, "trainer", lambda _: Failing(ToyTrainer(), failing.id, tmp_path, deaths=0))
+    result = sisa(*work, "--json")
+    assert result.code == 3
+    assert (result.document["completed"], result.document["failed"]) == (["fine"], ["parked"])
+    assert "StepFailedError" not in result.err
+    assert f"every step of shard {second.shard} to train" in result.err
+    states = {entry["request_id"]: entry["state"] for entry in done("requests", "-w", workspace)["requests"]}
+    assert states == {"fine": "completed", "parked": "failed"}
+    status = {entry["request_id"]: entry["state"] for entry in done("status", "-w", workspace)["requests"]}
+    assert status == {"fine": "completed", "parked": "accepted"}
+    monkeypatch.setattr(Session, "trainer", lambda _: ToyTrainer())
+    assert done(*work)["completed"] == ["parked"]
+    assert done("audit", "-w", workspace, "--all")["failed"] == 0
+
+
+@dataclass(frozen=True)
+class Loading(ToyTrainer):
+    """Loads a base once a process, as the real trainer does, and leaves word of it."""
+
+    loads: Path = Path()
+
+    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+        if self.loads not in LOADED:
+            LOADED.add(self.loads)
+            with self.loads.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+        return super().train(lesson)
+
+
+LOADED: set[Path] = set()
+
+
+def test_each_worker_loads_the_base_once_however_many_chains_it_does(tmp_path: Path) -> None:
+    session = toy_session(tmp_path / "workspace", toy_recipe(shards=6))
+    commit(session, stored(session, [toy_record(number, subject=None) for number in range(48)]), Ingested(48, 0, 0, 0))
+    trainer = Loading(loads=tmp_path / "loads")
+    trained = train(session, executor=RayExecutor(workers=2), trainer=trainer)
+    session.workspace.close()
+    assert len(trained.reconciled.trained) > 12
+    loads = (tmp_path / "loads").read_text().split()
+    assert len(loads) == len(set(loads)) <= 2
+
+
+@dataclass(frozen=True)
+class Unborn(ToyTrainer):
+    """Works here and on no worker."""
+
+    here: int = 0
+
+    def environment(self) -> dict[str, str]:
+        if os.getpid() != self.here:
+            raise StepFailedError("a machine", "none", "buy one")
+        return super().environment()
+
+
+def test_workers_that_cannot_even_start_are_not_hired_for_ever(tmp_path: Path) -> None:
+    session = toy_session(tmp_path / "workspace", toy_recipe())
+    commit(session, stored(session, map(toy_record, range(12))), Ingested(12, 0, 0, 0))
+    with pytest.raises(StepFailedError, match="2 failed: none; none"):
+        train(session, executor=RayExecutor(workers=2), trainer=Unborn(here=os.getpid()))
+    session.workspace.close()
 
 
 def test_a_cluster_that_can_never_hold_a_worker_is_said_and_not_waited_for(tmp_path: Path) -> None:

@@ -145,3 +145,19 @@ def test_a_store_that_cannot_be_written_is_a_storage_error(memory_path: Path) ->
 
 def test_an_absent_store_holds_nothing(memory_path: Path) -> None:
     assert Store(memory_path / "none").objects() == frozenset()
+
+
+def test_an_object_put_elsewhere_is_taken_over_once_and_verified(store: Store) -> None:
+    staging = Store(store.root / "staging")
+    for _ in range(2):
+        staging.root.mkdir(exist_ok=True)
+        name = staging.put(FILES)
+        store.adopt(staging.root, name)
+        assert store.get(name) == FILES
+    (store.path(name) / "a.bin").write_bytes(b"damaged")
+    staging.put(FILES)
+    store.adopt(staging.root, name)
+    assert store.get(name) == FILES
+    with pytest.raises(IntegrityError, match="nothing at"):
+        store.adopt(store.root / "nowhere", name)
+    assert store.get(name) == FILES
