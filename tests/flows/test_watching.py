@@ -285,3 +285,29 @@ def test_watching_survives_what_ends_a_turn(memory_path: Path) -> None:
     assert "text in UTF-8" in result.err
     assert "Completed 1, failed 0, waiting 0." in result.out
     assert "Stopped. Run the same command again to continue:\n  sisa work --watch" in result.err
+
+
+@pytest.mark.parametrize("executor", ["inline", "ray"])
+def test_a_deletion_is_accepted_and_withdrawn_while_another_process_trains(tmp_path: Path, executor: str) -> None:
+    path = begin(tmp_path / "workspace")
+    with running("train", "-w", path, "--executor", executor, "--json-events") as process:
+        until_step(process)
+        refused = sisa("delete", "-w", path, "--id", "r1", "--executor", "inline")
+        assert refused.code == 3
+        assert "add --queue" in refused.err
+        for number in range(3):
+            done("delete", "-w", path, "--id", f"r{number}", "--request-id", f"case-{number}", "--queue")
+        done("requests", "-w", path, "--cancel", "case-0")
+        assert process.poll() is None
+        states = {entry["request_id"]: entry["state"] for entry in done("requests", "-w", path)["requests"]}
+        assert states == {"case-0": "cancelled", "case-1": "suppressed", "case-2": "suppressed"}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 3
+    done("train", "-w", path)
+    states = {entry["request_id"]: entry["state"] for entry in done("requests", "-w", path)["requests"]}
+    assert states == {"case-0": "cancelled", "case-1": "completed", "case-2": "completed"}
+    other = begin(tmp_path / "other")
+    done("train", "-w", other)
+    done("delete", "-w", other, "--id", "r1", "--id", "r2")
+    same_models(path, other)
+    assert done("audit", "-w", path, "--all")["failed"] == 0
