@@ -6,14 +6,14 @@ saves work, and suppression does not wait. What never waits beyond its deadline 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
 Rule = Literal["now", "window", "deadline", "cost"]
-QUOTA_PERIOD = timedelta(days=30)
+LIMIT_PERIOD = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,11 @@ class Pending:
     passes: Mapping[int, int]
     requester: str | None = None
 
+    @property
+    def alone(self) -> int:
+        """Records in the steps to be trained for it alone, in all shards."""
+        return sum(self.passes.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -45,6 +50,8 @@ class Policy:
         margin: how long before the deadline it is begun at the latest.
         saving: share in [0, 1).
         quota: requests of one requester in 30 days; those beyond it wait for their deadline.
+        cost_cap: records in the steps to be trained for one requester in 30 days, counted as if each request
+            were alone; those beyond it wait too.
     """
 
     rule: Rule
@@ -53,6 +60,7 @@ class Policy:
     margin: timedelta
     saving: float
     quota: int | None
+    cost_cap: int | None = None
 
     def latest(self, request: Pending) -> datetime:
         """When a request is begun at the latest."""
@@ -68,13 +76,13 @@ def due(
         pending: what waits.
         policy: the rule.
         now: the time.
-        asked: all that was asked for, worked off or not, for the quota.
+        asked: all that was asked for, worked off or not, for the quota and the cost cap.
 
     Returns:
         The requests whose turn it is, and those that hit no other shard: they cost nothing more.
     """
     urgent = [request for request in pending if policy.latest(request) <= now]
-    patient = _beyond_quota([*asked, *pending], policy.quota)
+    patient = _beyond_limits([*asked, *pending], policy)
     prompt = [request for request in pending if request.request_id not in patient]
     chosen = {request.request_id for request in [*urgent, *(prompt if _time_has_come(prompt, policy, now) else [])]}
     hit = frozenset(shard for request in pending if request.request_id in chosen for shard in request.passes)
@@ -88,7 +96,7 @@ def _time_has_come(pending: Sequence[Pending], policy: Policy, now: datetime) ->
     if policy.rule == "window":
         return min(request.accepted for request in pending) + policy.window <= now
     if policy.rule == "cost":
-        alone = sum(sum(request.passes.values()) for request in pending)
+        alone = sum(request.alone for request in pending)
         return alone > 0 and 1 - cost(pending) / alone >= policy.saving
     return True
 
@@ -102,15 +110,23 @@ def cost(requests: Iterable[Pending]) -> int:
     return sum(most.values())
 
 
-def _beyond_quota(asked: Sequence[Pending], quota: int | None) -> frozenset[str]:
-    """Requests by whoever had asked as often as the quota allows in the 30 days before."""
-    if quota is None:
+def _beyond_limits(asked: Iterable[Pending], policy: Policy) -> frozenset[str]:
+    """Requests by whoever asked as often, or for as much work, as the policy allows, within 30 days."""
+    if policy.quota is None and policy.cost_cap is None:
         return frozenset()
-    beyond = set()
-    unique = {request.request_id: request for request in asked if request.requester is not None}
-    ordered = sorted(unique.values(), key=lambda request: (request.accepted, request.request_id))
-    for at, request in enumerate(ordered):
-        before = Counter(other.requester for other in ordered[:at] if other.accepted > request.accepted - QUOTA_PERIOD)
-        if before[request.requester] >= quota:
+    beyond: set[str] = set()
+    recent: defaultdict[str, deque[Pending]] = defaultdict(deque)
+    spent: defaultdict[str, int] = defaultdict(int)
+    unique = {request.request_id: request for request in asked}
+    for request in sorted(unique.values(), key=lambda request: (request.accepted, request.request_id)):
+        who = request.requester
+        if who is None:
+            continue
+        while recent[who] and recent[who][0].accepted <= request.accepted - LIMIT_PERIOD:
+            spent[who] -= recent[who].popleft().alone
+        recent[who].append(request)
+        spent[who] += request.alone
+        too_often = policy.quota is not None and len(recent[who]) > policy.quota
+        if too_often or (policy.cost_cap is not None and spent[who] > policy.cost_cap):
             beyond.add(request.request_id)
     return frozenset(beyond)

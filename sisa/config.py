@@ -149,6 +149,12 @@ class RunOptions(_Section):
         ge=1,
         description="deletions of one requester in 30 days; further ones wait for their deadline; null: no limit",
     )
+    requester_cost_cap: int | None = Field(
+        default=None,
+        ge=0,
+        description="record passes (as `sisa requests` estimates them) that deletions of one requester may cost in "
+        "30 days; further ones wait for their deadline; null: no limit",
+    )
     max_new_tokens: int = Field(default=64, ge=1, description="longest answer that predict generates")
 
     @field_validator("backup_days")

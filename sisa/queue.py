@@ -64,6 +64,7 @@ def policy(options: RunOptions) -> Policy:
         margin=timedelta(hours=options.deadline_margin_hours),
         saving=options.queue_saving,
         quota=options.requester_quota,
+        cost_cap=options.requester_cost_cap,
     )
 
 
@@ -141,9 +142,10 @@ def cancel(session: Session, request_id: str) -> None:
 def list_requests(session: Session, now: datetime | None = None) -> list[dict[str, Any]]:
     """Every request with its state, oldest first; of those that wait, position, deadline and estimate.
 
-    This is a read-only operation. States: ``accepted`` (nothing to suppress), ``suppressed``, ``planned``
-    (its turn has come), ``retraining``, ``verifying`` (trained, not certified), ``completed``, ``failed``
-    (tried, to be tried again), ``rejected`` (refused), ``cancelled``, ``retired``.
+    This is a read-only operation. States: ``accepted`` (its IDs were never held: nothing is to be
+    suppressed, as acceptance does for all others), ``suppressed``, ``planned`` (its turn has come),
+    ``retraining``, ``verifying`` (trained, not certified), ``completed``, ``failed`` (tried, to be tried
+    again), ``rejected`` (refused), ``cancelled``, ``retired``.
     """
     workspace, now = session.workspace, now or datetime.now(UTC)
     rules = policy(session.options)
@@ -164,10 +166,10 @@ def list_requests(session: Session, now: datetime | None = None) -> list[dict[st
             state = "retraining" if request.shards & missing else "verifying"
         elif name in failed:
             state = "failed"
-        elif name in turn:
-            state = "planned"
+        elif not request.tags:
+            state = "accepted"
         else:
-            state = "suppressed" if request.tags else "accepted"
+            state = "planned" if name in turn else "suppressed"
         entry = {"request_id": name, "state": state, "accepted": fact.created, "records": len(request.tags)}
         if request in unfinished:
             entry |= {

@@ -15,8 +15,8 @@ HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 
 
-def policy(rule: Rule, *, quota: int | None = None) -> Policy:
-    return Policy(rule, window=DAY, deadline=30 * DAY, margin=3 * DAY, saving=0.5, quota=quota)
+def policy(rule: Rule, *, quota: int | None = None, cost_cap: int | None = None) -> Policy:
+    return Policy(rule, window=DAY, deadline=30 * DAY, margin=3 * DAY, saving=0.5, quota=quota, cost_cap=cost_cap)
 
 
 def asked(name: str, after: timedelta = timedelta(), requester: str | None = None, **passes: int) -> Pending:
@@ -68,9 +68,45 @@ def test_beyond_the_quota_a_requester_waits_for_the_deadline() -> None:
     assert names(due([late], rules, START + 41 * DAY, asked=flood)) == ["z"], "a month later they may ask again"
 
 
+def test_beyond_the_cost_cap_a_requester_waits_for_the_deadline() -> None:
+    """A sequence of few requests, each in the dearest place, runs up a bill too."""
+    flood = [asked(f"x{n}", n * HOUR, "mallory", **{f"s{n}": 40, f"s{n + 10}": 10}) for n in range(4)]
+    other = asked("y", HOUR, "anna", s9=100)
+    rules = policy("now", quota=9, cost_cap=100)
+    assert names(due([*flood, other], rules, START + DAY)) == ["x0", "x1", "y"], "up to the cap, and nobody else's"
+    assert names(due(flood[2:], rules, START + DAY, asked=flood)) == [], "what was worked off counts too"
+    assert names(due(flood[2:], rules, START + 28 * DAY, asked=flood)) == ["x2", "x3"]
+    late = asked("z", 40 * DAY, "mallory", s0=100)
+    assert names(due([late], rules, START + 41 * DAY, asked=flood)) == ["z"], "a month later they may ask again"
+    assert names(due([asked("w", requester="mallory", s0=101)], rules, START)) == []
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1500), st.sampled_from(["anna", "mallory", None]), st.integers(0, 50)), max_size=12
+    ),
+    st.integers(1, 4),
+    st.integers(0, 120),
+)
+def test_within_any_30_days_what_is_begun_early_for_one_requester_keeps_to_both_limits(
+    drawn: list[tuple[int, str | None, int]], quota: int, cap: int
+) -> None:
+    pending = [asked(f"r{n}", at * HOUR, who, **{f"s{n}": cost}) for n, (at, who, cost) in enumerate(drawn)]
+    begun = due(pending, policy("now", quota=quota, cost_cap=cap), START)
+    assert [one for one in pending if one.requester is None and one not in begun] == []
+    for first in begun:
+        mine = [
+            one
+            for one in begun
+            if one.requester == first.requester is not None
+            and first.accepted <= one.accepted < first.accepted + 30 * DAY
+        ]
+        assert (len(mine) <= quota and sum(one.alone for one in mine) <= cap) or first.requester is None
+
+
 def test_a_request_without_a_name_counts_against_nobody() -> None:
     pending = [asked(f"x{n}", s0=5) for n in range(5)]
-    assert len(due(pending, policy("now", quota=1), START)) == 5
+    assert len(due(pending, policy("now", quota=1, cost_cap=1), START)) == 5
 
 
 @given(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestration.executor import Fit, Lesson
+from orchestration.executor import Fit, Lesson, Outcome
 from orchestration.inline import InlineExecutor
 from shards import kinds
 from shards.errors import HeldError, InputError, OperationError, UnknownRecordError
@@ -157,6 +157,13 @@ class Failing:
         return TRAINER.train(lesson)
 
 
+class OutOfReach:
+    """An executor whose cluster is gone."""
+
+    def run(self, *_: Any) -> Iterator[Outcome]:
+        raise OperationError("a cluster", "none", "start one")
+
+
 def test_a_request_that_fails_is_parked_visible_and_tried_again_and_others_go_on(session: Session) -> None:
     layout = session.workspace.layout()
     places = {stored.record.id: layout.place(stored.record) for stored in session.workspace.survivors()}
@@ -184,6 +191,23 @@ def test_position_deadline_and_estimate_are_told(session: Session) -> None:
     assert one["estimate_passes"] > 0
 
 
+def test_a_request_for_what_was_never_held_is_accepted_until_it_is_certified(session: Session) -> None:
+    with pytest.raises(OperationError):
+        delete(session, ["never"], request_id="one", ignore_missing=True, executor=OutOfReach(), trainer=TRAINER)
+    assert states(session) == {"one": "accepted"}
+    worked(session)
+    assert states(session) == {"one": "completed"}
+
+
+def test_at_work_a_request_is_first_retraining_and_then_verifying(session: Session) -> None:
+    seen: list[str] = []
+    queue(session, "r1", request_id="one")
+    worked(session, report=lambda _: seen.append(states(session)["one"]))
+    assert seen[0] == "retraining"
+    assert seen[-1] == "verifying", "all is trained and nothing certified"
+    assert set(seen) == {"retraining", "verifying"}
+
+
 def test_what_is_held_is_rejected_and_listed(session: Session) -> None:
     hold(session.workspace, ["r1"], [])
     with pytest.raises(HeldError):
@@ -191,8 +215,14 @@ def test_what_is_held_is_rejected_and_listed(session: Session) -> None:
     assert states(session) == {"one": "rejected"}
 
 
-def test_a_flood_by_one_requester_waits_for_its_deadline(session: Session) -> None:
-    limited = replace(session, options=session.options.model_copy(update={"requester_quota": 1, "queue_policy": "now"}))
+@pytest.mark.parametrize("limit", ["requester_quota", "requester_cost_cap"])
+def test_a_flood_by_one_requester_waits_for_its_deadline(session: Session, limit: str) -> None:
+    """A quota of one request, or a cap at what the first costs."""
+    queue(session, "r1", request_id="try")
+    (first,) = list_requests(session)
+    cancel(session, "try")
+    allowed = {"requester_quota": 1, "requester_cost_cap": first["estimate_passes"]}[limit]
+    limited = replace(session, options=session.options.model_copy(update={limit: allowed, "queue_policy": "now"}))
     layout = session.workspace.layout()
     places = {stored.record.id: layout.place(stored.record).shard for stored in session.workspace.survivors()}
     other = next(name for name in places if places[name] != places["r1"])
@@ -200,7 +230,7 @@ def test_a_flood_by_one_requester_waits_for_its_deadline(session: Session) -> No
     queue(limited, "r1", request_id="one", who=who)
     queue(limited, other, request_id="two", who=who)
     assert worked(limited, None).completed == ("one",)
-    assert states(limited) == {"one": "completed", "two": "suppressed"}
+    assert states(limited) == {"try": "cancelled", "one": "completed", "two": "suppressed"}
     assert worked(limited, LATER + timedelta(days=30)).completed == ("two",)
 
 
