@@ -9,7 +9,8 @@ about is simulated: 1,000 shards x 32 slices with 10 million records, 64 workers
     trainings   first training: how long, against max(longest chain, all work / workers)
     queues      for each policy of the queue: from acceptance to completion how long, at what cost
 
-and for both: processor time of the deciding code for each step, and peak memory of the process. A turn of work
+and for both: processor time of the deciding code for each step, and peak memory of the process. What they leave
+out is measured apart, ``planning``: what a real plan takes for each record. A turn of work
 begins as ``sisa work --watch`` begins it, takes along what the real queue takes along, and completes what the
 real queue completes: not a request one of whose shards another request hit meanwhile. Steps take as long as
 measured (``results/deletion_cost.json``). Planning, erasing, purging and certifying take no time here.
@@ -31,11 +32,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args
 
+from benchmarks.data import as_stored, synthetic_records
 from benchmarks.environment import environment, load, peak_memory
 from benchmarks.simulated_cluster import CostModel, Fleet, Holdings, Meter, Turn
 from orchestration.batching import Pending, Policy, Rule, due
 from orchestration.executor import ChainOrder
 from orchestration.schedule import schedule
+from shards.layout import ShardLayout
+from shards.plan import make_plan
 from sisa.config import RunOptions
 from sisa.queue import policy
 
@@ -64,6 +68,7 @@ class Scale:
         requesters: that requests come from.
         quota: ``requester_quota``: never reached here, but counted.
         interval: seconds between two looks of ``sisa work --watch``.
+        planned: records really planned, to learn what a plan takes.
     """
 
     records: int = 10_000_000
@@ -77,11 +82,12 @@ class Scale:
     several: float = 0.05
     requesters: int = 5000
     quota: int = 100
-    interval: float = 300
+    interval: float = 600
+    planned: int = 50_000
 
 
 WHOLE = Scale()
-QUICK = Scale(records=2000, shards=20, slices=4, workers=4, days=4, requests=15, burst=15, requesters=9)
+QUICK = Scale(records=2000, shards=20, slices=4, workers=4, days=4, requests=15, burst=15, requesters=9, planned=500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +188,26 @@ def _totals(turns: Sequence[Turn], meter: Meter) -> dict[str, Any]:
     }
 
 
+def planning(scale: Scale) -> dict[str, Any]:
+    """What the plan of real records takes, which the simulation does without; and for all of them, in proportion."""
+    before = peak_memory()
+    stored, keys = as_stored(synthetic_records(scale.planned), 0)
+    shards = max(1, round(scale.shards * scale.planned / scale.records))
+    layout = ShardLayout(shards, scale.slices, 0.0, 1, keys.placement)
+    started = time.process_time()
+    plan = make_plan(stored, layout, "benchmark")
+    seconds, size = time.process_time() - started, peak_memory() - before
+    factor = scale.records / len(stored)
+    return {
+        "records": len(stored),
+        "steps": len(plan.steps()),
+        "core_seconds": seconds,
+        "bytes": size,
+        "core_seconds_for_all": seconds * factor,
+        "bytes_for_all": size * factor,
+    }
+
+
 class Queue:
     """The queue of one workspace, under one policy, worked off turn by turn as ``sisa.queue.work`` does it."""
 
@@ -196,6 +222,7 @@ class Queue:
         self.asked: list[Pending] = []
         self.latencies: list[float] = []
         self.alone = 0
+        self.held_back: set[str] = set()  # not completed in their first turn
         self.turns: list[Turn] = []
         self.busy = 0.0
         self._requests = requests
@@ -250,6 +277,8 @@ class Queue:
             if not partial & pending.passes.keys():
                 del self._begun[pending.request_id]
                 self.latencies.append((START + timedelta(seconds=done.end) - pending.accepted).total_seconds())
+            else:
+                self.held_back.add(pending.request_id)
         self.turns.append(done)
         self.busy += done.end - now
         return done.end
@@ -283,7 +312,11 @@ def work_off(scale: Scale, kind: str, rule: Rule, rehearsal: int) -> dict[str, A
         "deadlines_met": within / len(ordered),
         "passes_per_request": totals["passes"] / len(ordered),
         "passes_per_request_alone": queue.alone / len(ordered),
-        "turn_share_of_time": queue.busy / (scale.days * DAY),
+        "held_back": len(queue.held_back),
+        "in_turns": queue.busy / (scale.days * DAY),
+        "workers_busy": (totals["passes"] + totals["lost_passes"])
+        / queue.fleet.model.rate
+        / (scale.workers * scale.days * DAY),
         **totals,
     }
 
@@ -321,11 +354,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
 
     def keep(part: str, found: dict[str, Any]) -> None:
-        document[part].append(found)
+        document[part] = [*document[part], found] if part in document else found
         document["wall_seconds_of_all"] = round(time.monotonic() - started, 1)
         if out is not None:
             out.write_text(json.dumps(document, indent=1) + "\n")
 
+    keep("planning", _alone(planning, scale))
     for rehearsal in (0, 1):
         for dying in (False, True):
             keep("trainings", _alone(first_training, scale, rehearsal, dying=dying))
