@@ -1,6 +1,6 @@
 """Would the schedule hold on a large cluster? The real code, in simulated time; nothing is trained.
 
-    python -m benchmarks.scheduler_simulation [--quick] [--out FILE]
+    python -m benchmarks.scheduler_simulation [--quick] [--processes N] [--out FILE]
 
 ``orchestration.schedule``, ``orchestration.dispatch`` and ``orchestration.batching`` decide; what they decide
 about is simulated: 1,000 shards x 32 slices with 10 million records, 64 workers that die and come back, and
@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from math import ceil, inf
 from multiprocessing import get_context
 from pathlib import Path
@@ -82,7 +83,7 @@ class Scale:
     several: float = 0.05
     requesters: int = 5000
     quota: int = 100
-    interval: float = 600
+    interval: float = 1800
     planned: int = 50_000
 
 
@@ -142,7 +143,7 @@ def cost_model(rehearsal: int) -> CostModel:
     return CostModel(rate=rate, start=max(starts), life=DAY, absence=600, errors=1 / 20_000)
 
 
-def first_training(scale: Scale, rehearsal: int, *, dying: bool) -> dict[str, Any]:
+def first_training(scale: Scale, rehearsal: int, dying: bool) -> dict[str, Any]:
     """Train everything; a turn takes up what failed in the one before."""
     model = cost_model(rehearsal)
     model = model if dying else replace(model, life=inf, errors=0)
@@ -290,7 +291,7 @@ class Queue:
         return [chain for chain in schedule(self.holdings.plan(), self.holdings.have) if chain.shard not in others]
 
 
-def work_off(scale: Scale, kind: str, rule: Rule, rehearsal: int) -> dict[str, Any]:
+def work_off(scale: Scale, rehearsal: int, kind: str, rule: Rule) -> dict[str, Any]:
     """One stream under one policy, with the numbers that the configuration has unless it is told others."""
     rules = policy(RunOptions(base_model="none", queue_policy=rule, requester_quota=scale.quota))
     queue = Queue(scale, stream(kind, scale), rules, rehearsal)
@@ -326,19 +327,18 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[max(0, ceil(share * len(ordered)) - 1)]
 
 
-def _alone(function: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Run in a fresh process, whose peak memory is nobody else's."""
-    started = time.monotonic()
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        found = pool.submit(function, *args, **kwargs).result()
-    print(f"{function.__name__}{args[1:]}{kwargs or ''} done after {time.monotonic() - started:.0f} s", flush=True)
+def _timed(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    started = time.process_time()
+    found = function(*args)
+    print(f"{function.__name__}{args[1:]} done after {time.process_time() - started:.0f} core-seconds", flush=True)
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Simulate, and write the result after each scenario."""
+    """Simulate, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny cluster; the figures mean nothing")
+    parser.add_argument("--processes", type=int, default=1, help="scenarios at once")
     parser.add_argument("--out", type=Path, help=f"default: {RESULT.name} in benchmarks/results, with --quick nowhere")
     given = parser.parse_args(arguments)
     scale, out = (QUICK, given.out) if given.quick else (WHOLE, given.out or RESULT)
@@ -349,24 +349,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "environment": environment(),
         "seed": SEED,
         "scale": asdict(scale),
-        "trainings": [],
-        "queues": [],
     }
-
-    def keep(part: str, found: dict[str, Any]) -> None:
-        document[part] = [*document[part], found] if part in document else found
-        document["wall_seconds_of_all"] = round(time.monotonic() - started, 1)
-        if out is not None:
-            out.write_text(json.dumps(document, indent=1) + "\n")
-
-    keep("planning", _alone(planning, scale))
-    for rehearsal in (0, 1):
-        for dying in (False, True):
-            keep("trainings", _alone(first_training, scale, rehearsal, dying=dying))
-    for rehearsal in (0, 1):
-        for kind in STREAMS:
-            for rule in RULES:
-                keep("queues", _alone(work_off, scale, kind, rule, rehearsal))
+    trainings = product((0, 1), (False, True))
+    queues = product((0, 1), STREAMS, RULES)
+    # A process for each scenario: nobody else's memory is in its peak.
+    with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        planned = pool.submit(_timed, planning, scale)
+        trained = [pool.submit(_timed, first_training, scale, *scenario) for scenario in trainings]
+        worked = [pool.submit(_timed, work_off, scale, *scenario) for scenario in queues]
+        document["planning"] = planned.result()
+        document["trainings"] = [future.result() for future in trained]
+        document["queues"] = [future.result() for future in worked]
+    document["wall_seconds_of_all"] = round(time.monotonic() - started, 1)
+    if out is not None:
+        out.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":
