@@ -86,6 +86,11 @@ class Scale:
     interval: float = 1800
     planned: int = 50_000
 
+    @property
+    def bursts(self) -> int:
+        """How many there are, at any time: as many as have half of all requests."""
+        return round(self.days * self.requests / 2 / self.burst)
+
 
 WHOLE = Scale()
 QUICK = Scale(records=2000, shards=20, slices=4, workers=4, days=4, requests=15, burst=15, requesters=9, planned=500)
@@ -112,7 +117,7 @@ def stream(kind: str, scale: Scale) -> list[Request]:
     bursts = kind == "bursty"
     times = list(_poisson(draw, DAY / scale.requests * (2 if bursts else 1), scale.days * DAY))
     if bursts:
-        for beginning in _poisson(draw, 2 * scale.burst / scale.requests * DAY, scale.days * DAY):
+        for beginning in (draw.uniform(0, scale.days * DAY) for _ in range(scale.bursts)):
             count = round(draw.gauss(scale.burst, scale.burst**0.5))
             times += [beginning + draw.expovariate(1 / (scale.burst_hours * HOUR)) for _ in range(count)]
     return [_request(draw, at, scale) for at in sorted(times)]
