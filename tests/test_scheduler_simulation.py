@@ -95,6 +95,19 @@ def test_workers_that_die_and_steps_that_fail_cost_time_and_lose_nothing() -> No
     assert held.have.keys() == held.plan().steps().keys()
 
 
+@pytest.mark.parametrize(("deaths", "taken_over"), [({0: 5.0}, True), ({0: 5.0, 1: 3.0}, False)])
+def test_an_idle_worker_takes_over_unless_it_died_while_it_was_idle(deaths: dict[int, float], taken_over: bool) -> None:
+    held = holdings(shards=1)
+    fleet = Fleet(2, replace(STEADY, absence=1e6), "test")
+    for worker, when in deaths.items():
+        fleet.dies[worker] = when
+    turn = Turn(schedule(held.plan(), {}), fleet, held, Meter())
+    turn.run(0.0, lambda _: None)
+    assert (turn.steps, turn.deaths, turn.lost) == (4, 1, 5)
+    assert (turn.end == 400 + 5) is taken_over
+    assert (turn.end > 1000) is not taken_over
+
+
 def test_a_request_alone_costs_the_steps_from_its_slice_on_and_waits_for_the_next_look() -> None:
     worked = queue([Request(5, "anna", ((3, 1),))], "now")
     (turn,) = worked.turns
@@ -112,6 +125,26 @@ def test_a_request_that_comes_in_mid_turn_holds_back_those_of_its_shard_and_of_n
     assert worked.held_back == {"r000000"}
     assert second.passes == worked.holdings.passes_from(3, 1), "what was trained before is kept"
     assert len(worked.latencies) == 3
+
+
+def test_a_request_that_comes_when_its_shard_is_trained_already_holds_back_too() -> None:
+    probe = queue([], "now").holdings
+    sizes = probe.sizes
+    assert sizes[3][3] < sizes[4][0]
+    meanwhile = 10 + (sizes[3][3] + sizes[4][0]) / 2
+    requests = [Request(5, "a", ((3, 3),)), Request(5, "b", ((4, 0),)), Request(meanwhile, "c", ((3, 2),))]
+    worked = queue(requests, "now")
+    assert not worked.turns[0].failed
+    assert worked.held_back == {"r000000"}, "as `sisa work` certifies nothing of a shard that is partly trained"
+    assert worked.turns[1].passes == worked.holdings.passes_from(3, 2)
+
+
+def test_a_turn_trains_the_shards_of_its_requests_and_leaves_those_of_others_alone() -> None:
+    requests = [Request(5, "a", ((3, 1),)), Request(9000, "b", ((3, 1), (5, 0)))]
+    worked = queue(requests, "deadline", interval=3600)
+    first, second = worked.turns
+    assert first.passes == worked.holdings.passes_from(3, 1)
+    assert second.passes == worked.holdings.passes_from(5, 0)
 
 
 def test_requests_of_one_shard_share_a_retraining_when_their_time_comes() -> None:
