@@ -36,6 +36,8 @@ bench: $(VENV)/dev ## measure; needs BANKING77=a directory with Banking77's trai
 	$(BIN)/python -m benchmarks.deletion_cost --data "$(BANKING77)" --out benchmarks/results/deletion_cost.json
 	$(BIN)/python -m benchmarks.verify_cost --data "$(BANKING77)" --torch --out benchmarks/results/verify_cost.json
 	$(BIN)/python -m benchmarks.coalescing --data "$(BANKING77)"
+	$(BIN)/python -m benchmarks.executor_throughput --data "$(BANKING77)"
+	$(BIN)/python -m benchmarks.scheduler_simulation
 	$(MAKE) tables
 
 tables: $(VENV)/dev ## write the benchmark tables into README.md and docs/

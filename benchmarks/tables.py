@@ -9,11 +9,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import holds, mib, table
 from benchmarks.provenance import PARTS
+from benchmarks.scheduling_tables import (
+    executor_throughput,
+    scheduler_simulation,
+    scheduler_simulation_environment,
+    scheduler_simulation_queues,
+    scheduler_simulation_trainings,
+)
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,7 +42,7 @@ def deletion_cost(result: dict[str, Any]) -> str:
                     f"{counted['ratio']:.2f}x ({len(counted['placements'])} placement keys, "
                     f"{counted['ratio_lowest']:.2f} to {counted['ratio_highest']:.2f})"
                 ),
-                _holds(deviation <= 0.05),
+                holds(deviation <= 0.05),
             ]
         )
     for timed in result["core_seconds"]:
@@ -50,7 +58,7 @@ def deletion_cost(result: dict[str, Any]) -> str:
                     f"{timed['core_second_ratio']:.2f}x (their passes {timed['pass_ratio']:.2f}x, "
                     f"wall-clock {timed['wall_second_ratio']:.2f}x)"
                 ),
-                _holds(timed["core_second_ratio"] >= least),
+                holds(timed["core_second_ratio"] >= least),
             ]
         )
     rates, sizes = result["throughput"], result["memory"]
@@ -62,7 +70,7 @@ def deletion_cost(result: dict[str, Any]) -> str:
                 f"{rates['ratio']:.3f} ({rates['ratio_lowest']:.3f} to {rates['ratio_highest']:.3f} in "
                 f"{len(rates['pairs'])} pairs; {rates['ours']:.1f} against {rates['plain']:.1f})"
             ),
-            _holds(rates["ratio"] >= 1),
+            holds(rates["ratio"] >= 1),
         ]
     )
     for name, what in (("step", "a process with our step alone"), ("ray", "a Ray worker process")):
@@ -71,13 +79,13 @@ def deletion_cost(result: dict[str, Any]) -> str:
                 f"peak memory, {what}, against that loop's process",
                 "at most 1.3 of it",
                 (
-                    f"{sizes[f'ratio_{name}']:.3f} ({_mib(sizes['peak_bytes'][name])} against "
-                    f"{_mib(sizes['peak_bytes']['plain'])})"
+                    f"{sizes[f'ratio_{name}']:.3f} ({mib(sizes['peak_bytes'][name])} against "
+                    f"{mib(sizes['peak_bytes']['plain'])})"
                 ),
-                _holds(sizes[f"ratio_{name}"] <= 1.3),
+                holds(sizes[f"ratio_{name}"] <= 1.3),
             ]
         )
-    return _table(["question", "wanted", "measured", "holds"], lines)
+    return table(["question", "wanted", "measured", "holds"], lines)
 
 
 def deletion_cost_details(result: dict[str, Any]) -> str:
@@ -99,7 +107,7 @@ def deletion_cost_details(result: dict[str, Any]) -> str:
                     f"{figures['wall_seconds']:.1f}",
                 ]
             )
-    return _table(
+    return table(
         ["rehearsal", "what", "sample passes", "core-seconds", "of these outside training steps", "wall seconds"], lines
     )
 
@@ -139,7 +147,7 @@ def deletion_cost_environment(result: dict[str, Any]) -> str:
             ),
         ],
     ]
-    return _table(["", ""], lines)
+    return table(["", ""], lines)
 
 
 def verify_cost(result: dict[str, Any]) -> str:
@@ -152,19 +160,19 @@ def verify_cost(result: dict[str, Any]) -> str:
             "verify V0 to V2, one deleted record, in a running process",
             "under 100 ms",
             _times(one, 1000, "ms"),
-            _holds(one["wall_seconds"]["median"] < 0.1),
+            holds(one["wall_seconds"]["median"] < 0.1),
         ],
         [
             "certificate file, one deleted record",
             "at most 160 kB",
             f"{one['bytes'] / 1000:.1f} kB",
-            _holds(one["bytes"] <= 160_000),
+            holds(one["bytes"] <= 160_000),
         ],
         [
             f"slice tree of {rounds['tree']['leaves']:,} records",
             "under 1.5 s",
             _times(rounds["tree"], 1, "s"),
-            _holds(rounds["tree"]["wall_seconds"]["median"] < 1.5),
+            holds(rounds["tree"]["wall_seconds"]["median"] < 1.5),
         ],
     ]
     for name, what, least in (("single", "one at a time", 40), ("grouped", "ten at a time", 400)):
@@ -174,7 +182,7 @@ def verify_cost(result: dict[str, Any]) -> str:
                 f"durable appends to the log, {what}",
                 f"at least {least} facts/s",
                 f"{rate['median']:.0f} facts/s ({rate['lowest']:.0f} to {rate['highest']:.0f})",
-                _holds(rate["median"] >= least),
+                holds(rate["median"] >= least),
             ]
         )
     lines.append(
@@ -182,7 +190,7 @@ def verify_cost(result: dict[str, Any]) -> str:
             "provenance work of a training, against 240 s",
             "under 1 % of wall-clock",
             f"{training['wall_seconds']['median'] / 240:.2%}: {_times(training, 1, 's')}",
-            _holds(training["wall_seconds"]["median"] < 2.4),
+            holds(training["wall_seconds"]["median"] < 2.4),
         ]
     )
     if "real_training" in result:
@@ -192,7 +200,7 @@ def verify_cost(result: dict[str, Any]) -> str:
                 f"the same in a training with torch, against its {real['wall_seconds']:.0f} s",
                 "under 1 % of wall-clock",
                 f"{real['wall_share']:.2%}: {real['provenance']['wall_seconds']:.2f} s (core {real['core_share']:.2%})",
-                _holds(real["wall_share"] < 0.01),
+                holds(real["wall_share"] < 0.01),
             ]
         )
     lines.append(
@@ -200,10 +208,10 @@ def verify_cost(result: dict[str, Any]) -> str:
             "bytes stored for each microbatch",
             "0",
             f"{stored['bytes_per_microbatch']:g} (the same bytes with {few} and with {many} microbatches)",
-            _holds(stored["bytes_per_microbatch"] == 0),
+            holds(stored["bytes_per_microbatch"] == 0),
         ]
     )
-    return _table(["question", "wanted", "measured", "holds"], lines)
+    return table(["question", "wanted", "measured", "holds"], lines)
 
 
 def verify_cost_certificates(result: dict[str, Any]) -> str:
@@ -222,7 +230,7 @@ def verify_cost_certificates(result: dict[str, Any]) -> str:
                 _times(each, 1000, "ms"),
             ]
         )
-    return _table(["deleted records", "steps trained again", "file", "for each further record", "verify"], lines)
+    return table(["deleted records", "steps trained again", "file", "for each further record", "verify"], lines)
 
 
 def verify_cost_provenance(result: dict[str, Any]) -> str:
@@ -240,7 +248,7 @@ def verify_cost_provenance(result: dict[str, Any]) -> str:
         for part, what in PARTS.items()
     ]
     lines.append(["load average (1 minute) at the end", *(f"{run['load_average_at_end'][0]:.1f}" for _, run in runs)])
-    return _table(["part", *(name for name, _ in runs)], lines)
+    return table(["part", *(name for name, _ in runs)], lines)
 
 
 def verify_cost_environment(result: dict[str, Any]) -> str:
@@ -268,7 +276,7 @@ def verify_cost_environment(result: dict[str, Any]) -> str:
             f"{kept['bytes']['ledger_file'] / 1000:.0f} kB of ledger, {kept['bytes']['lists'] / 1000:.0f} kB of lists",
         ],
     ]
-    return _table(["", ""], lines)
+    return table(["", ""], lines)
 
 
 def coalescing(result: dict[str, Any]) -> str:
@@ -281,7 +289,7 @@ def coalescing(result: dict[str, Any]) -> str:
             f"{counted['mean_passes']:,.0f} ({counted['deviation']:+.1%}, mean of {len(counted['turns'])} draws)",
             f"at most {min(counted['requests'], result['shards'])}: {counted['most_shards']}",
             f"{counted['saved_against_one_by_one']:.0%}",
-            _holds(
+            holds(
                 abs(counted["deviation"]) <= 0.05
                 and counted["most_shards"] <= min(counted["requests"], result["shards"])
             ),
@@ -289,7 +297,7 @@ def coalescing(result: dict[str, Any]) -> str:
         for counted in result["counts"]
     ]
     head = ["requests", "rehearsal", "passes by the formula", "counted", "retrainings", "saved", "holds"]
-    return _table(head, lines)
+    return table(head, lines)
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -297,15 +305,16 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "deletion_cost_details": deletion_cost_details,
     "deletion_cost_environment": deletion_cost_environment,
     "coalescing": coalescing,
+    "executor_throughput": executor_throughput,
+    "scheduler_simulation": scheduler_simulation,
+    "scheduler_simulation_trainings": scheduler_simulation_trainings,
+    "scheduler_simulation_queues": scheduler_simulation_queues,
+    "scheduler_simulation_environment": scheduler_simulation_environment,
     "verify_cost": verify_cost,
     "verify_cost_certificates": verify_cost_certificates,
     "verify_cost_provenance": verify_cost_provenance,
     "verify_cost_environment": verify_cost_environment,
 }
-
-
-def _holds(condition: bool) -> str:
-    return "yes" if condition else "**no**"
 
 
 def _times(figures: Mapping[str, Any], factor: int, unit: str) -> str:
@@ -315,17 +324,8 @@ def _times(figures: Mapping[str, Any], factor: int, unit: str) -> str:
     return f"{shown[0]} {unit} ({shown[1]} to {shown[2]}; core {shown[3]})"
 
 
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
 def filled(text: str) -> str:
-    """The document with each of its tables made anew from the results.
+    """The document with each of its tables made anew from the results; one without a result says so.
 
     Raises:
         ValueError: if a table's opening marker has no closing one.
@@ -339,8 +339,9 @@ def filled(text: str) -> str:
         _, found, after = rest.partition(closing)
         if not found:
             raise ValueError(f"{opening} without {closing}")
-        result = next(result for stem, result in results.items() if name.startswith(stem))
-        text = f"{before}{opening}\n{render(result)}\n{closing}{after}"
+        result = next((result for stem, result in results.items() if name.startswith(stem)), None)
+        content = "Not measured yet." if result is None else render(result)
+        text = f"{before}{opening}\n{content}\n{closing}{after}"
     return text
 
 

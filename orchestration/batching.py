@@ -62,9 +62,9 @@ class Policy:
     quota: int | None
     cost_cap: int | None = None
 
-    def latest(self, request: Pending) -> datetime:
-        """When a request is begun at the latest."""
-        return request.accepted + self.deadline - self.margin
+    def begun_by(self, now: datetime) -> datetime:
+        """What was accepted by then waits no longer, whatever the rule."""
+        return now - self.deadline + self.margin
 
 
 def due(
@@ -81,17 +81,19 @@ def due(
     Returns:
         The requests whose turn it is, and those that hit no other shard: they cost nothing more.
     """
-    urgent = [request for request in pending if policy.latest(request) <= now]
-    patient = _beyond_limits([*asked, *pending], policy)
-    prompt = [request for request in pending if request.request_id not in patient]
-    chosen = {request.request_id for request in [*urgent, *(prompt if _time_has_come(prompt, policy, now) else [])]}
-    hit = frozenset(shard for request in pending if request.request_id in chosen for shard in request.passes)
-    company = [request for request in pending if chosen and request.passes.keys() <= hit]
-    return tuple(sorted((request for request in company), key=lambda request: (request.accepted, request.request_id)))
+    begun_by = policy.begun_by(now)
+    urgent = [request for request in pending if request.accepted <= begun_by]
+    prompt = [] if policy.rule == "deadline" else _within_limits(pending, asked, policy)
+    chosen = [*urgent, *(prompt if _time_has_come(prompt, policy, now) else [])]
+    if not chosen:
+        return ()
+    hit = frozenset(shard for request in chosen for shard in request.passes)
+    company = [request for request in pending if request.passes.keys() <= hit]
+    return tuple(sorted(company, key=lambda request: (request.accepted, request.request_id)))
 
 
 def _time_has_come(pending: Sequence[Pending], policy: Policy, now: datetime) -> bool:
-    if not pending or policy.rule == "deadline":
+    if not pending:
         return False
     if policy.rule == "window":
         return min(request.accepted for request in pending) + policy.window <= now
@@ -110,10 +112,19 @@ def cost(requests: Iterable[Pending]) -> int:
     return sum(most.values())
 
 
+def _within_limits(pending: Sequence[Pending], asked: Sequence[Pending], policy: Policy) -> Sequence[Pending]:
+    """What waits less what is beyond a limit; only who waits, and the 30 days before, is looked at."""
+    if not pending or (policy.quota is None and policy.cost_cap is None):
+        return pending
+    who = {request.requester for request in pending} - {None}
+    since = min(request.accepted for request in pending) - LIMIT_PERIOD
+    counted = [request for request in asked if request.accepted > since and request.requester in who]
+    patient = _beyond_limits([*counted, *pending], policy)
+    return [request for request in pending if request.request_id not in patient]
+
+
 def _beyond_limits(asked: Iterable[Pending], policy: Policy) -> frozenset[str]:
     """Requests by whoever asked as often, or for as much work, as the policy allows, within 30 days."""
-    if policy.quota is None and policy.cost_cap is None:
-        return frozenset()
     beyond: set[str] = set()
     recent: defaultdict[str, deque[Pending]] = defaultdict(deque)
     spent: defaultdict[str, int] = defaultdict(int)

@@ -7,7 +7,8 @@ fact in one transaction; an object without a fact is swept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,16 +113,18 @@ def reconcile(
     trained: list[Checkpoint] = []
     errors: list[SisaError] = []
     seconds = 0.0
-    for outcome in _outcomes(workspace, executor.run(chains, trainer, workspace.path, workspace.store.root)):
-        seconds += outcome.seconds
-        if outcome.checkpoint is not None:
-            trained.append(outcome.checkpoint)
-            _record(workspace, outcome.checkpoint, recorded)
-        elif isinstance(outcome.error, SisaError):
-            errors.append(outcome.error)
-        elif outcome.error is not None:
-            errors.append(failure(outcome.error, outcome.shard))
-        progress(Progress(len(trained), total, outcome, sizes))
+    running = executor.run(chains, trainer, workspace.path, workspace.store.root)
+    with closing(_outcomes(workspace, running)) as outcomes:  # whatever goes wrong here ends the workers
+        for outcome in outcomes:
+            seconds += outcome.seconds
+            if outcome.checkpoint is not None:
+                trained.append(outcome.checkpoint)
+                _record(workspace, outcome.checkpoint, recorded)
+            elif isinstance(outcome.error, SisaError):
+                errors.append(outcome.error)
+            elif outcome.error is not None:
+                errors.append(failure(outcome.error, outcome.shard))
+            progress(Progress(len(trained), total, outcome, sizes))
     now = workspace.plan()  # a deletion may have been accepted, or withdrawn, while steps were trained
     manifest = publish(workspace, now)
     # An ingest may have put a record before stored steps; what no plan has any more is dropped. What only
@@ -143,14 +146,18 @@ def reconcile(
     )
 
 
-def _outcomes(workspace: Workspace, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+def _outcomes(workspace: Workspace, running: Iterator[Outcome]) -> Generator[Outcome, None, None]:
     """The outcomes as they come; others may append facts while one is waited for."""
-    while True:
-        with workspace.giving_way():
-            outcome = next(outcomes, None)
-        if outcome is None:
-            return
-        yield outcome
+    try:
+        while True:
+            with workspace.giving_way():
+                outcome = next(running, None)
+            if outcome is None:
+                return
+            yield outcome
+    finally:
+        if isinstance(running, Generator):
+            running.close()
 
 
 def records_in(chains: Iterable[ChainOrder]) -> dict[int, tuple[int, ...]]:

@@ -14,6 +14,7 @@
         ├── LockedError       another live process drives this workspace
         ├── StorageError      disk full, unwritable, unreadable
         ├── StepFailedError   a slice step failed; the others went on
+        │   └── StalePlanError  records changed after the step was ordered
         ├── EnvironmentMismatchError  a chain belongs to another environment class
         └── MissingDependencyError    an optional package is not installed
 

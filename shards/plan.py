@@ -19,7 +19,7 @@ from shards.vault import StoredRecord
 CHAIN = 0  # one chain a shard; the number is part of keys and seeds
 
 
-@dataclass(frozen=True)  # without slots: the root is made once
+@dataclass(frozen=True)  # without slots: root and key are made once
 class SliceStep:
     """Train one slice from its parent.
 
@@ -43,7 +43,7 @@ class SliceStep:
         """Root (hex) of the slice's tree of commitments."""
         return tree_root(self.leaves).hex()
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Name of the checkpoint this step makes."""
         return self.link.key

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import coalescing, provenance, tables, verify_cost
+from benchmarks import coalescing, executor_throughput, provenance, scheduling_tables, tables, verify_cost, worker
 from benchmarks.data import as_stored, labels_of, spread, synthetic_records
 from benchmarks.environment import file_system
+from benchmarks.executor_throughput import Step, Timed
 from benchmarks.passes import all_passes, count_passes, deletion_passes, formula
+from orchestration.executor import Lesson
+from orchestration.schedule import schedule
 from shards.layout import ShardLayout
 from shards.plan import SliceStep, difference, make_plan
 from shards.vault import StoredRecord
@@ -81,14 +84,14 @@ def test_a_table_is_replaced_between_its_markers_and_nothing_else(
     text = "before\n<!-- table:deletion_cost -->\nold\n<!-- /table:deletion_cost -->\nafter\n"
     assert tables.filled(text) == text.replace("old", "| 7 |")
     assert tables.filled("no marker") == "no marker"
+    (tmp_path / "deletion_cost.json").unlink()
+    assert tables.filled(text) == text.replace("old", "Not measured yet.")
     with pytest.raises(ValueError, match="without"):
         tables.filled("<!-- table:deletion_cost -->")
 
 
-@pytest.mark.parametrize("path", [RESULT, VERIFY_RESULT], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(tables.RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_the_committed_result_names_its_environment_and_no_path_of_a_machine(path: Path) -> None:
-    if not path.is_file():
-        pytest.skip("no result is committed")
     text = path.read_text()
     result = json.loads(text)
     assert {"date", "cores", "processor", "cpu_capability", "torch", "load_average_at_start"} <= set(
@@ -190,3 +193,83 @@ def test_requests_together_retrain_a_shard_once_and_cost_no_more_than_alone() ->
     assert counted["most_shards"] <= 4
     assert counted["mean_passes"] == pytest.approx(counted["formula_passes"], rel=0.3)
     assert 0.4 < counted["saved_against_one_by_one"] < 1
+
+
+def test_a_rate_counts_from_the_start_of_the_last_worker_to_the_end() -> None:
+    one = [Step(1, 0.0, 10.0, 20, 1), Step(1, 10.0, 20.0, 20, 0)]
+    assert executor_throughput.rate(one, 20.0) == 2
+    assert executor_throughput.rate(one, 40.0) == 1, "what comes after the last step counts"
+    late = [*one, Step(2, 5.0, 15.0, 30, 1), Step(2, 16.0, 20.0, 10, 0)]
+    assert executor_throughput.rate(late, 20.0) == (10 + 20 + 30 + 10) / 15
+    with pytest.raises(ValueError, match="none"):
+        executor_throughput.rate([], 1.0)
+
+
+def test_chains_alone_bound_what_two_workers_can_gain() -> None:
+    stored, keys = as_stored(synthetic_records(200), 0)
+    chains = schedule(make_plan(stored, ShardLayout(8, 2, 0.0, 1, keys.placement), "recipe"), {})
+    assert executor_throughput.most(chains, 1) == 1
+    assert 1.8 < executor_throughput.most(chains, 2) <= 2
+    assert executor_throughput.most(chains[:1], 2) == 1
+
+
+def test_every_side_comes_first_equally_often() -> None:
+    orders = [executor_throughput.rotated(["a", "b", "c"], number) for number in range(6)]
+    assert [order[0] for order in orders] == list("abcabc")
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders)
+
+
+def test_a_load_of_the_base_is_counted_and_lies_before_the_step(tmp_path: Path) -> None:
+    from sisa.adapter import release
+
+    records = synthetic_records(4)
+    trainer = worker.make_trainer(labels_of(records))
+    timed = Timed(trainer, tmp_path / "diary")
+    lesson = Lesson((tuple(records),), None, bytes(32))
+    release()
+    made = [timed.train(lesson), timed.train(lesson)]
+    assert made[0] == made[1] == trainer.train(lesson)
+    release()
+    timed.train(lesson)
+    steps = [Step(**json.loads(line)) for line in timed.diary.read_text().splitlines()]
+    assert [step.loads for step in steps] == [1, 0, 1]
+    assert [step.records for step in steps] == [4, 4, 4]
+    assert all(step.began < step.ended for step in steps)
+
+
+def throughput_result(**changes: object) -> dict[str, object]:
+    """A result as the benchmark writes it; two rounds."""
+    one = {"records_per_second": 30.0, "processes": 1, "base_loads": 1, "load_average": [0.5, 0.5, 0.5]}
+    two = one | {"processes": 2, "base_loads": 2}
+    return {
+        "most_with_2_workers": 1.95,
+        "ray_2_over_ray_1": {"median": 1.7, "lowest": 1.6, "highest": 1.8},
+        "ray_1_over_inline": {"median": 0.9, "lowest": 0.8, "highest": 1.0},
+        "same_tensors": True,
+        "rounds": [{"inline": one, "ray_1": one, "ray_2": two}] * 2,
+    } | changes
+
+
+def test_a_throughput_that_is_missed_is_shown_as_missed() -> None:
+    assert scheduling_tables.executor_throughput(throughput_result()).count("**no**") == 0
+    slow = {"median": 1.69, "lowest": 1.6, "highest": 1.8}
+    twice = {"records_per_second": 30.0, "processes": 1, "base_loads": 2, "load_average": [0.5, 0.5, 0.5]}
+    for changes in (
+        {"ray_2_over_ray_1": slow},
+        {"ray_1_over_inline": slow | {"median": 0.89}},
+        {"same_tensors": False},
+        {"rounds": [{"inline": twice}]},
+    ):
+        assert scheduling_tables.executor_throughput(throughput_result(**changes)).count("**no**") == 1, changes
+
+
+def test_a_driver_that_takes_too_much_is_shown_as_such() -> None:
+    path = tables.RESULTS / "scheduler_simulation.json"
+    if not path.is_file():
+        pytest.skip("no result is committed")
+    text = path.read_text()
+    before = scheduling_tables.scheduler_simulation(json.loads(text)).count("**no**")
+    for name, value in (("driver_ms_per_step", {"schedule": 1.0}), ("peak_bytes", 2**30), ("deadlines_met", 0.9999)):
+        worse = json.loads(text)
+        worse["queues"][-1][name] = value
+        assert scheduling_tables.scheduler_simulation(worse).count("**no**") == before + 1, name

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import pytest
 import orchestration.executor
 import orchestration.inline
 import shards.plan
+import sisa.acceptance as acceptance
 import sisa.delete as deletion
 from orchestration.executor import Fit, Lesson, SliceTrainer, StepOrder
 from orchestration.inline import InlineExecutor
@@ -28,7 +29,6 @@ from shards.errors import LawViolationError, SisaError
 from shards.layout import Assignment
 from shards.lineage import Checkpoint
 from shards.manifest import ModelManifest
-from shards.plan import Plan
 from shards.records import Record
 from shards.store import Store
 from shards.targets import Targets
@@ -243,12 +243,12 @@ def vault_not_rewritten(monkey: Monkey) -> Trainery:
 
 
 def manifest_not_rolled_back(monkey: Monkey) -> Trainery:
-    def stale(workspace: Workspace, _: Plan) -> ModelManifest:
+    def stale(workspace: Workspace, _: Set[str]) -> ModelManifest:
         current = workspace.book.manifest()
         assert current is not None
         return current
 
-    monkey.setattr(deletion, "served", stale)
+    monkey.setattr(acceptance, "rolled_back", stale)
     return ToyTrainer
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestration import batching
 from orchestration.batching import Pending, Policy, Rule, cost, due
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -104,6 +105,24 @@ def test_within_any_30_days_what_is_begun_early_for_one_requester_keeps_to_both_
         assert (len(mine) <= quota and sum(one.alone for one in mine) <= cap) or first.requester is None
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2200), st.sampled_from(["anna", "mallory", "eve", None]), st.booleans()), max_size=14
+    ),
+    st.integers(1, 3),
+    st.integers(1, 30),
+)
+def test_limits_that_look_at_those_who_wait_only_hold_back_whom_a_look_at_all_would(
+    drawn: list[tuple[int, str | None, bool]], quota: int, cap: int
+) -> None:
+    everything = [asked(f"r{n}", at * HOUR, who, s0=7) for n, (at, who, _) in enumerate(drawn)]
+    pending = [one for one, (_, _, waits) in zip(everything, drawn, strict=True) if waits]
+    rules = policy("now", quota=quota, cost_cap=cap)
+    beyond = batching._beyond_limits(everything, rules)
+    wanted = [one for one in pending if one.request_id not in beyond]
+    assert list(batching._within_limits(pending, everything, rules)) == wanted
+
+
 def test_a_request_without_a_name_counts_against_nobody() -> None:
     pending = [asked(f"x{n}", s0=5) for n in range(5)]
     assert len(due(pending, policy("now", quota=1, cost_cap=1), START)) == 5
@@ -122,7 +141,8 @@ def test_whatever_waits_no_deadline_is_missed_and_company_costs_nothing_more(
     pending = [Pending(f"r{n}", START + at * HOUR, passes) for n, (at, passes) in enumerate(drawn)]
     rules, now = policy(rule), START + hours * HOUR
     chosen = due(pending, rules, now)
-    assert {one.request_id for one in pending if rules.latest(one) <= now} <= set(names(chosen))
+    urgent = {one.request_id for one in pending if one.accepted + rules.deadline - rules.margin <= now}
+    assert urgent <= set(names(chosen))
     assert list(chosen) == sorted(chosen, key=lambda one: (one.accepted, one.request_id))
     left = [one for one in pending if one not in chosen]
     hit = {shard for one in chosen for shard in one.passes}

@@ -247,3 +247,26 @@ def test_a_whole_chain_of_another_environment_class_is_left_alone(session: Sessi
     assert restart_foreign(session.workspace, FOREIGN.environment()) == ()
     assert run(session, FOREIGN).trained == ()
     assert session.workspace.book.live() == live
+
+
+def test_an_error_of_ours_in_mid_run_ends_the_workers_at_once(session: Session) -> None:
+    """Nobody may write on while the error is being told."""
+    ended: list[bool] = []
+
+    class Running:
+        def run(
+            self, chains: Iterable[ChainOrder], trainer: SliceTrainer, workspace: Path, store: Path
+        ) -> Iterator[Outcome]:
+            try:
+                yield from InlineExecutor().run(chains, trainer, workspace, store)
+            finally:
+                ended.append(True)
+
+    def interrupted(progress: Progress) -> None:
+        if progress.done:
+            raise KeyboardInterrupt
+
+    with session.driving(), pytest.raises(KeyboardInterrupt) as stopped:
+        reconcile(session.workspace, Running(), ToyTrainer(), interrupted)
+    assert stopped.traceback
+    assert ended == [True]

@@ -33,7 +33,8 @@ CODES = {
     errors.InputError: 2, errors.RecordError: 2, errors.UnknownRecordError: 2, errors.ConfigError: 2,
     errors.RecipeMismatchError: 2, errors.CheckError: 1, errors.IntegrityError: 1, errors.LawViolationError: 1,
     errors.OperationError: 3, errors.HeldError: 3, errors.LockedError: 3, errors.StorageError: 3,
-    errors.StepFailedError: 3, errors.EnvironmentMismatchError: 3, errors.MissingDependencyError: 3,
+    errors.StepFailedError: 3, errors.StalePlanError: 3,
+    errors.EnvironmentMismatchError: 3, errors.MissingDependencyError: 3,
 }  # fmt: skip
 
 
