@@ -172,7 +172,7 @@ def _trained(
 ) -> Checkpoint:
     forgotten = workspace.book.tombstones()
     step, layout = _planned(workspace, step_order), workspace.layout()
-    store = Store(step_order.store)
+    store = workspace.store_at(step_order.store)
     passes = tuple(
         tuple(stored.record for stored in pass_order(step.members, layout, step.link.slice, epoch=epoch))
         for epoch in range(layout.epochs)

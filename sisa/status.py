@@ -79,5 +79,5 @@ def _described(workspace: Workspace, head: Head, checkpoint: Checkpoint) -> dict
         "checkpoint": head.checkpoint,
         "slice": checkpoint.link.slice,
         "tensor_digest": head.tensors,
-        "adapter_dir": str(workspace.store.path(checkpoint.files)),
+        "adapter_dir": workspace.store.where(checkpoint.files),
     }
