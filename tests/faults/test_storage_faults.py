@@ -464,9 +464,7 @@ while True:
 """
 
 
-def test_an_upload_whose_process_is_killed_leaves_only_what_is_swept(
-    bucket_session: Session, s3: S3Server
-) -> None:
+def test_an_upload_whose_process_is_killed_leaves_only_what_is_swept(bucket_session: Session, s3: S3Server) -> None:
     workspace = bucket_session.workspace
     s3.misbehave(delay=1)
     command = [sys.executable, "-c", UPLOADER, str(workspace.path)]
