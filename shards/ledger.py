@@ -156,10 +156,16 @@ class Ledger:
         try:
             with lease.renewing(self._connect, ours):
                 yield
-        finally:
-            self._lease = None
-            with suppress(StorageError), self._writing():  # what cannot be given up runs out
-                lease.release(self._db, ours)
+        except BaseException:
+            with suppress(StorageError):  # what cannot be given up runs out
+                self._give_up(ours)
+            raise
+        self._give_up(ours)
+
+    def _give_up(self, ours: lease.Lease) -> None:
+        self._lease = None
+        with self._writing():
+            lease.release(self._db, ours)
 
     def driven_elsewhere(self) -> bool:
         """Does a driver on another host hold the lease? This is a read-only operation."""

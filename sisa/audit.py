@@ -289,10 +289,10 @@ def audit_residue(workspace: Workspace, settings: Settings, files: Sequence[Path
     from shards.needles import needles
     from sisa.residue import data_check, ray_directories, replay_directories, residue_checks, scan
 
-    kept = [workspace.vault.place, workspace.store.place]
+    places = [workspace.vault.place, workspace.store.place]
     roots = [workspace.path, *ray_directories(), *replay_directories()]
-    roots += [Path(place.where()) for place in kept if not place.remote]
-    elsewhere = [place.where() for place in kept if place.remote]
+    roots += [Path(place.where()) for place in places if not place.remote]
+    elsewhere = [place.where() for place in places if place.remote]
     for file in files:
         if _lies_in(file, roots):
             raise InputError(

@@ -20,7 +20,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from shards import remote
 from shards.digest import tensor_digest
-from shards.errors import IntegrityError, StorageError
+from shards.errors import InputError, IntegrityError, StorageError
 from shards.law import check_law
 from shards.place import Place
 from shards.publication import announced
@@ -33,9 +33,13 @@ from sisa.session import Session
 from sisa.status import status
 from sisa.verify_workspace import verify_against
 from tests.canaries import found
+from tests.flows.fixtures import Site, classification
+from tests.flows.helpers import QUICK, begin, done, refused, settings, sisa, ticket, write_jsonl
 from tests.s3 import S3Server, s3_server
 from tests.sisa.trained import assert_lawful, forget, reopened, retrain
 from tests.toy import toy_recipe, toy_session
+
+__all__ = ["classification"]
 
 CANARIES = frozenset({b"CANARY-TEXT-01", b"CANARY-TEXT-04", b"CANARY-ID-01", b"CANARY-ID-04"})
 DELETED = ("CANARY-ID-01", "CANARY-ID-04")
@@ -96,7 +100,7 @@ def session_at(path: Path, storage: str | None) -> Session:
 
 def persistently(act: Callable[[], object]) -> int:
     """Run a command again while the storage hinders it, as its message says; returns how often it was hindered."""
-    hindrances = []
+    hindrances: list[str] = []
     while len(hindrances) < PATIENCE:
         try:
             act()
@@ -277,6 +281,60 @@ def test_a_workspace_that_was_in_itself_is_not_swept_when_a_storage_is_named(tmp
         retrain(session, data)
     assert set(local_files(session)) == before
     session.workspace.close()
+
+
+def test_real_adapters_on_a_bucket_that_refuses_are_those_of_the_workspace(
+    s3: S3Server, tiny_bert: Path, tmp_path: Path
+) -> None:
+    rows = [ticket(number) for number in range(16)]
+    data = write_jsonl(tmp_path / "records.jsonl", rows)
+    deleted = write_jsonl(tmp_path / "deleted.jsonl", rows[3:4])
+    s3.misbehave(refuse=60)
+    told = {}
+    for name, storage in (("here", []), ("there", [f"storage={s3.uri('bucket/torch')}"])):
+        workspace, certificate = tmp_path / name, tmp_path / f"{name}.json"
+        arguments = ("--task", "classification", "--base-model", tiny_bert, "--data", data)
+        begin(workspace, *arguments, *settings(*QUICK, *storage))
+        done("train", "-w", workspace)
+        done("delete", "-w", workspace, "--id", rows[3]["id"], "--certificate", certificate)
+        checked = done("verify", certificate, "-w", workspace, "--replay", "affected")
+        assert checked["failed"] == 0
+        assert [check["outcome"] for check in checked["checks"] if check["level"] == "V3"] == ["passed"]
+        answer = sisa("predict", "-w", workspace, "--text", "where is my parcel?").out
+        document = done("status", "-w", workspace)
+        tensors = [shard["head"]["tensor_digest"] for shard in document["shards"]]
+        told[name] = (document["manifest_digest"], tensors, answer)
+    assert told["here"] == told["there"]
+    assert s3.struck()["refuse"] > 0
+    residue = done("audit", "-w", tmp_path / "there", "--residue", "--records", deleted)
+    unsearched = {check["name"] for check in residue["checks"] if check["outcome"] == "not_checked"}
+    assert len([name for name in unsearched if name.startswith("what lies at s3://bucket/torch/sisa-log-")]) == 2
+    assert {check["outcome"] for check in residue["checks"]} == {"passed", "not_checked"}
+
+
+def test_a_command_cannot_be_sent_to_another_storage(tmp_path: Path, classification: Site) -> None:
+    result = sisa("train", "-w", classification.path, "--set", f"storage={tmp_path}")
+    refused(result, "sisa.yaml", "before the first ingest")
+
+
+@pytest.mark.parametrize("location", ["relative/path", "s3://user:secret@bucket/x"])
+def test_a_location_that_is_none_is_refused_by_init(location: str, tmp_path: Path, tiny_bert: Path) -> None:
+    data = write_jsonl(tmp_path / "records.jsonl", [ticket(number) for number in range(4)])
+    arguments = ("--task", "classification", "--base-model", tiny_bert, "--data", data)
+    refused(sisa("init", tmp_path / "w", *arguments, "--set", f"storage={location}"), "storage")
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("said", ["storage: 3", "storage: relative", "storage: [", "storage: s3://[/x"])
+def test_a_configuration_without_a_location_for_its_storage_is_refused(said: str, tmp_path: Path) -> None:
+    session = session_at(tmp_path / "w", None)
+    session.workspace.close()
+    (tmp_path / "w" / CONFIG_FILE).write_text(said)
+    with pytest.raises(InputError):
+        Workspace.open(tmp_path / "w")
+    (tmp_path / "w" / CONFIG_FILE).write_text(f"storage: {tmp_path / 'w' / 'inside'}")
+    with pytest.raises(InputError, match="outside the workspace"):
+        Workspace.open(tmp_path / "w")
 
 
 # -- on a bucket -----------------------------------------------------------------------------------
