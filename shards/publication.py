@@ -19,25 +19,26 @@ FILE = "manifest.json"
 def announce(workspace: Workspace) -> None:
     """Write the manifest served now into the storage, unless it is there; without storage, nothing.
 
-    To be called after each manifest fact, and once at the beginning by every driver.
+    To be called after each manifest fact, and by every driver before it removes anything.
 
     Raises:
+        IntegrityError: if what is announced is newer than the ledger, or of another history: this is an old
+            copy of the workspace, and would sweep what the newer one stored.
         StorageError: if it cannot be written.
     """
     place, manifest = workspace.place(), workspace.book.manifest()
-    if place is None or manifest is None:
+    if place is None:
         return
-    live = workspace.book.live()
-    served = [head.checkpoint for head in manifest.heads if head.checkpoint in live]
-    adapters = {checkpoint: f"store/{live[checkpoint].files}" for checkpoint in served}
-    data = canonical_json({**manifest.to_json(), "adapters": adapters})
     with place.trying(f"write {FILE}"):
-        try:
-            written = place.read(FILE)
-        except AbsentError:
-            written = b""
-        if written != data:
-            place.replace(FILE, data)
+        before = _read(place)
+        _refuse_newer(before, manifest, place)
+        if manifest is None:
+            return
+        live = workspace.book.live()
+        served = [head.checkpoint for head in manifest.heads if head.checkpoint in live]
+        adapters = {checkpoint: f"store/{live[checkpoint].files}" for checkpoint in served}
+        if before != (manifest, adapters):
+            place.replace(FILE, canonical_json({**manifest.to_json(), "adapters": adapters}))
 
 
 def announced(place: Place) -> tuple[ModelManifest, dict[str, str]]:
@@ -51,15 +52,34 @@ def announced(place: Place) -> tuple[ModelManifest, dict[str, str]]:
         StorageError: if it cannot be read.
     """
     with place.trying(f"read {FILE}"):
-        try:
-            body = parse_json(place.read(FILE))
-            manifest = ModelManifest.from_json(body)
-            adapters = {head.checkpoint: str(body["adapters"][head.checkpoint]) for head in manifest.heads}
-            problem = "" if body["digest"] == manifest.digest else "another digest than its heads have"
-        except AbsentError as error:
-            problem = str(error)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problem = f"a damaged one ({type(error).__name__})"
-    if problem:
-        raise IntegrityError(f"a manifest at {place.where(FILE)}", problem, "run `sisa train`, which writes it again")
-    return manifest, adapters
+        found = _read(place)
+    if isinstance(found, str):
+        raise IntegrityError(f"a manifest at {place.where(FILE)}", found, "run `sisa train`, which writes it again")
+    return found
+
+
+def _read(place: Place) -> tuple[ModelManifest, dict[str, str]] | str:
+    """What is announced, or why nothing is."""
+    try:
+        body = parse_json(place.read(FILE))
+        manifest = ModelManifest.from_json(body)
+        adapters = {str(checkpoint): str(where) for checkpoint, where in body["adapters"].items()}
+    except AbsentError as error:
+        return str(error)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"a damaged one ({type(error).__name__})"
+    return (manifest, adapters) if body["digest"] == manifest.digest else "one whose digest is not that of its heads"
+
+
+def _refuse_newer(
+    before: tuple[ModelManifest, dict[str, str]] | str, manifest: ModelManifest | None, place: Place
+) -> None:
+    if isinstance(before, str):
+        return
+    there, here = before[0].generation, -1 if manifest is None else manifest.generation
+    if there > here or (there == here and before[0] != manifest):
+        raise IntegrityError(
+            f"in {place.where()} what this workspace stored",
+            f"generation {there}, and the ledger's last is {here if manifest else 'none'}",
+            "drive the newer workspace, not this copy; with a backup, restore its storage too (docs/storage.md)",
+        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,6 +249,25 @@ def test_two_workspaces_in_one_storage_leave_each_other_alone(tmp_path: Path) ->
     finally:
         one.workspace.close()
         two.workspace.close()
+
+
+def test_an_older_copy_of_the_workspace_is_refused_before_it_sweeps_what_the_newer_one_stored(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    session = session_at(tmp_path / "w", str(tmp_path / "shared"))
+    data = write_data(tmp_path / "data.jsonl")
+    shutil.copytree(tmp_path / "w", tmp_path / "unused")
+    retrain(session, data)
+    shutil.copytree(tmp_path / "w", tmp_path / "older")
+    forget(session, *DELETED, request_id="case")
+    before = {path for path in (tmp_path / "shared").rglob("*") if path.is_file()}
+    for name in ("unused", "older"):
+        copy = replace(session, workspace=Workspace.open(tmp_path / name))
+        with pytest.raises(IntegrityError, match="drive the newer workspace"):
+            retrain(copy, data)
+        copy.workspace.close()
+    assert {path for path in (tmp_path / "shared").rglob("*") if path.is_file()} == before
+    assert_lawful(session)
+    session.workspace.close()
 
 
 def test_a_storage_that_was_taken_away_or_changed_destroys_nothing(tmp_path: Path) -> None:
