@@ -29,7 +29,7 @@ from shards.lineage import Checkpoint, pack_tags
 from shards.plan import SliceStep, pass_order
 from shards.records import Record
 from shards.store import Store
-from shards.workspace import SEEN_FILE, WEIGHTS_FILE, Workspace
+from shards.workspace import SEEN_FILE, WEIGHTS_FILE, Workspace, open_store
 
 ATTEMPT = ".attempt-"
 
@@ -202,7 +202,7 @@ def adopt(step_order: StepOrder, made: Checkpoint) -> None:
         IntegrityError: if it is not there as the worker said.
         StorageError: if the file system refuses.
     """
-    store = Store(step_order.store)
+    store = open_store(step_order.workspace, step_order.store)
     for name in (made.files, made.seen):
         store.adopt(step_order.staging, name)
 
@@ -246,7 +246,7 @@ def _trained(
         for epoch in range(layout.epochs)
     )
     seed = derive(workspace.keys.seed, "step-seed", step.link.shard, step.link.chain, step.link.slice)
-    files = trainer.train(Lesson(passes, _parent_weights(step_order), seed))
+    files = trainer.train(Lesson(passes, _parent_weights(step_order, workspace), seed))
     if workspace.book.tombstones() != forgotten:
         _planned(workspace, step_order)  # what saw a record that was deleted meanwhile is not even stored
     store = Store(step_order.staging)
@@ -275,11 +275,11 @@ def _planned(workspace: Workspace, step_order: StepOrder) -> SliceStep:
     return step
 
 
-def _parent_weights(step_order: StepOrder) -> bytes | None:
+def _parent_weights(step_order: StepOrder, workspace: Workspace) -> bytes | None:
     """The parent's tensors, which must be those of its fact."""
     if step_order.parent is None:
         return None
-    weights = Store(step_order.store).get(step_order.parent.files)[WEIGHTS_FILE]
+    weights = workspace.store_at(step_order.store).get(step_order.parent.files)[WEIGHTS_FILE]
     if tensor_digest(weights) != step_order.parent.tensors:
         raise IntegrityError(
             f"tensors {step_order.parent.tensors} in checkpoint {step_order.parent.key}",

@@ -22,19 +22,16 @@ upload vanished; the head is always a whole one.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
 
-from shards.errors import InputError, IntegrityError, StorageError
+from shards.errors import IntegrityError
 from shards.files import TEMPORARY, fsync_directory, replace_file, storage
+from shards.remote import local_path, open_filesystem, reaching, require_bucket
 
 HEAD = "head"
 REQUESTS = "requests"
+_WHAT = "an anchor's location"
 
-CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 5.0
 ATTEMPTS = 3
 
@@ -55,7 +52,7 @@ class Anchor:
     def __init__(self, location: str, log: str) -> None:
         directory = log.replace("/", "-")
         _require_plain(directory)
-        path = _local_path(location)
+        path = local_path(location, _WHAT)
         self._files = _Remote(location, directory) if path is None else _Local(path, directory)
 
     def head(self) -> str | None:
@@ -139,7 +136,7 @@ def inside(location: str, workspace: Path) -> bool:
     Raises:
         InputError: if ``location`` is malformed.
     """
-    path = _local_path(location)
+    path = local_path(location, _WHAT)
     return path is not None and path.resolve().is_relative_to(workspace.resolve())
 
 
@@ -189,7 +186,7 @@ class _Remote:
     """Objects below LOCATION/LOG on whatever pyarrow reaches."""
 
     def __init__(self, location: str, log: str) -> None:
-        self._filesystem, base = _open(location)
+        self._filesystem, base = open_filesystem(location, _WHAT, answer_seconds=ANSWER_SECONDS, attempts=ATTEMPTS)
         self._root = f"{base.rstrip('/')}/{log}"
         self._location = location
 
@@ -198,7 +195,7 @@ class _Remote:
 
     def read(self, name: str) -> bytes | None:
         path = f"{self._root}/{name}"
-        with _remote(f"read {path}", self._location):
+        with reaching(f"read {path}", self._location):
             try:
                 data = self._read(path)
                 # pyarrow asks for the size, then for so many bytes. A file replaced in between comes back
@@ -207,7 +204,7 @@ class _Remote:
                 while name == HEAD and (again := self._read(path)) != data:
                     data = again
             except FileNotFoundError:
-                self._require_bucket()
+                require_bucket(self._filesystem, self._root)
                 return None
             return data
 
@@ -215,10 +212,10 @@ class _Remote:
         from pyarrow.fs import FileSelector
 
         path = f"{self._root}/{folder}".rstrip("/")
-        with _remote(f"list {path}", self._location):
+        with reaching(f"list {path}", self._location):
             found = self._filesystem.get_file_info(FileSelector(path, allow_not_found=True))
             if not found:
-                self._require_bucket()
+                require_bucket(self._filesystem, self._root)
         return [info.base_name for info in found]
 
     def write(self, name: str, data: bytes) -> None:
@@ -226,7 +223,7 @@ class _Remote:
         # bytes that came back whole; what a failure leaves is the next writer's to sweep.
         path = f"{self._root}/{name}"
         temporary = f"{path.rpartition('/')[0]}/{TEMPORARY}{uuid.uuid4().hex}"
-        with _remote(f"write {path}", self._location):
+        with reaching(f"write {path}", self._location):
             with self._filesystem.open_output_stream(temporary) as stream:
                 stream.write(data)
             returned = self._read(temporary)
@@ -236,96 +233,16 @@ class _Remote:
 
     def remove(self, name: str) -> None:
         path = f"{self._root}/{name}"
-        with _remote(f"remove {path}", self._location):
+        with reaching(f"remove {path}", self._location):
             try:
                 self._filesystem.delete_file(path)
             except FileNotFoundError:
-                self._require_bucket()
+                require_bucket(self._filesystem, self._root)
 
     def _read(self, path: str) -> bytes:
         with self._filesystem.open_input_stream(path) as stream:
             data: bytes = stream.read()
         return data
-
-    def _require_bucket(self) -> None:
-        """An empty answer counts only from a bucket that is there: pyarrow gives the same for a missing one."""
-        from pyarrow.fs import FileType
-
-        bucket = PurePosixPath(self._root).parts[0]
-        if self._filesystem.get_file_info(bucket).type == FileType.NotFound:
-            raise OSError(f"there is no bucket {bucket}")
-
-
-@contextmanager
-def _remote(what: str, location: str) -> Iterator[None]:
-    """Turn any failure of pyarrow's inside into a ``StorageError`` that says what could not be done."""
-    from pyarrow import ArrowException
-
-    try:
-        yield
-    except (OSError, ArrowException) as error:
-        raise StorageError(
-            f"to {what}",
-            " ".join(str(error).split()),
-            f"check that {location} exists and can be reached, and the credentials in the environment; then run again",
-        ) from error
-
-
-def _open(location: str) -> tuple[Any, str]:
-    """The file system of a URI, and the path in it."""
-    from pyarrow import ArrowInvalid
-    from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, S3FileSystem
-
-    with _remote(f"reach {location}", location):
-        try:
-            filesystem, base = FileSystem.from_uri(location)
-        except ArrowInvalid as error:
-            raise _malformed("the URI of a file system that pyarrow knows", f"{location!r}: {error}") from error
-    if {"", ".", ".."} & set(base.strip("/").split("/")):
-        raise _malformed("a URI that names a bucket and plain directories in it", repr(location))
-    if filesystem.type_name == "s3":
-        # Neither a URI nor the environment bounds pyarrow's patience with a silent server, 99 s a
-        # request; only the constructor does. Its pickled form tells what the URI came to.
-        _, (options,) = filesystem.__reduce__()
-        filesystem = S3FileSystem(
-            **options
-            | {
-                "connect_timeout": CONNECT_SECONDS,
-                "request_timeout": ANSWER_SECONDS,
-                "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-            }
-        )
-    return filesystem, base
-
-
-def _local_path(location: str) -> Path | None:
-    """The path that a location is or spells as ``file://``; None if it is another URI."""
-    if not location.isprintable():
-        raise _malformed("an absolute path or a URI", f"{location!r}, with characters that cannot be printed")
-    if location.startswith("file:///"):
-        return Path(unquote(location.removeprefix("file://")))
-    if "://" in location:
-        try:
-            secret = urlsplit(location).password is not None
-        except ValueError as error:
-            raise _malformed("an absolute path or a URI", str(error)) from error
-        if secret:
-            raise _malformed(
-                "a URI without a password, since it is kept and shown in many places", "a user and a password in it"
-            )
-        return None
-    path = Path(location)
-    if not path.is_absolute():
-        raise _malformed("an absolute path or a URI, which mean the same from everywhere", repr(location))
-    return path
-
-
-def _malformed(expected: str, found: str) -> InputError:
-    return InputError(
-        f"an anchor's location: {expected}",
-        found,
-        "write it as /mnt/elsewhere/anchor or s3://bucket/prefix, with credentials in the environment",
-    )
 
 
 def _require_plain(name: str) -> None:

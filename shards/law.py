@@ -13,7 +13,6 @@ from shards.checks import Check, judged, unchecked
 from shards.errors import IntegrityError
 from shards.files import storage
 from shards.lineage import Checkpoint, check_chain
-from shards.vault import KEPT
 from shards.workspace import LOCK_FILE, Workspace
 
 
@@ -123,7 +122,7 @@ def _stored(workspace: Workspace, visible: dict[str, frozenset[bytes]], completi
         for stored in workspace.book.checkpoints()
         if not stored.live
         and stored.checkpoint.files not in referenced
-        and workspace.store.path(stored.checkpoint.files).exists()
+        and workspace.store.holds(stored.checkpoint.files)
     ]
     evidence = f"{len(live)} checkpoints against {len(forgotten)} tombstones"
     return judged("law", "nothing stored saw a deleted record", problems, evidence)
@@ -153,11 +152,11 @@ def _objects(workspace: Workspace) -> Check:
 
 def _strays(workspace: Workspace, *, driving: bool) -> Check:
     name = "nothing is stored that no fact names"
-    known = KEPT | {part.file for part in workspace.book.parts()}
-    strays = sorted(workspace.store.objects() - workspace.referenced_objects())
-    strays += sorted(entry.name for entry in workspace.vault.root.iterdir() if entry.name not in known)
+    unnamed = sorted(workspace.store.objects() - workspace.referenced_objects())
+    strays = [name for name in unnamed if workspace.store.holds(name)]  # a listing may show what is gone
+    strays += workspace.vault.strays(workspace.book.parts())
     strays += sorted(entry.name for entry in workspace.leftovers() if not lock.held(entry / LOCK_FILE))  # replays
-    if strays and not driving and lock.held(workspace.path / LOCK_FILE):
+    if strays and not driving and workspace.driven():
         return unchecked("law", name, "a live process is writing")
     return judged("law", name, [f"{stray[:16]} (run `sisa train` to sweep)" for stray in strays], "no strays")
 

@@ -5,10 +5,10 @@ a tree head signed by the operator (C2SP tlog-checkpoint). Whoever keeps a head 
 change of what it covers; opening a workspace recomputes the whole tree. The first fact commits to
 the keys and names the log.
 
-One driver at a time writes (see ``shards/lock.py``); anybody may read. The journal is a rollback
-journal (SQLite 3.7.0 to 3.51.2 can corrupt a write-ahead log when several connections reset it) that
-is emptied, not removed, by a commit: its name is made durable once, when the ledger is made, because
-SQLite swallows an error when it syncs the directory of a new one.
+One driver at a time writes (see ``shards/lock.py`` and ``shards/lease.py``); anybody may read. The
+journal is a rollback journal (SQLite 3.7.0 to 3.51.2 can corrupt a write-ahead log when several
+connections reset it) that is emptied, not removed, by a commit: its name is made durable once, when
+the ledger is made, because SQLite swallows an error when it syncs the directory of a new one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import base64
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from heapq import merge
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from shards import kinds
+from shards import kinds, lease
 from shards.digest import canonical_json, parse_json, tree_leaf
 from shards.errors import IntegrityError, StorageError
 from shards.fact import Fact
@@ -128,11 +128,9 @@ class Ledger:
             found = path.is_file()
         if not create and not found:
             raise StorageError(f"a ledger at {path}", "no file", "run `sisa init` first, or check -w")
+        self._lease: lease.Lease | None = None
         with self._errors():
-            self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = TRUNCATE")
-            self._db.execute("PRAGMA synchronous = EXTRA")
-            self._db.execute("PRAGMA secure_delete = ON")
+            self._db = self._connect()
             if not create and not self._db.execute("PRAGMA user_version").fetchone()[0]:
                 raise _broken(path, "an empty database")
             self._db.text_factory = lambda data: data.decode(errors="surrogateescape")  # damage is judged below
@@ -140,6 +138,57 @@ class Ledger:
         if create:  # SQLite ignores a failed sync of the directory that holds a new journal
             with storage(f"make the ledger {path} durable"):
                 fsync_directory(path.parent)
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
+        db.execute("PRAGMA journal_mode = TRUNCATE")
+        db.execute("PRAGMA synchronous = EXTRA")
+        db.execute("PRAGMA secure_delete = ON")
+        return db
+
+    @contextmanager
+    def driven(self) -> Iterator[None]:
+        """Hold the lease for the duration: nobody appends from another host meanwhile. Take the lock first.
+
+        Raises:
+            LockedError: if a driver on another host holds it; also from any append, if it was taken over.
+            StorageError: if the file cannot be written.
+        """
+        ours = lease.Lease.of_this_process()
+        with self._writing():
+            lease.take(self._db, self.path, ours)
+        self._lease = ours
+        try:
+            with lease.renewing(self._connect, ours):
+                yield
+        except BaseException:
+            with suppress(StorageError):  # what cannot be given up runs out
+                self._give_up(ours)
+            raise
+        self._give_up(ours)
+
+    def _give_up(self, ours: lease.Lease) -> None:
+        self._lease = None
+        with self._writing():
+            lease.release(self._db, ours)
+
+    def driven_elsewhere(self) -> bool:
+        """Does a driver on another host hold the lease? This is a read-only operation."""
+        with self._errors():
+            found = lease.read(self._db)
+        return found is not None and found.stands_against(lease.Lease.of_this_process())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction: all that is written inside, or nothing."""
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
 
     def append(
         self, facts: Iterable[tuple[str, Mapping[str, Any]]], *, key: Ed25519PrivateKey | None = None
@@ -152,28 +201,25 @@ class Ledger:
 
         Raises:
             StorageError: if they could not be made durable; none of them holds then.
+            LockedError: if a driver on another host took over meanwhile.
             IntegrityError: if what is stored is not what the last head was signed over.
         """
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
         texts = [(kind, canonical_json(dict(body)).decode()) for kind, body in facts]
         if not texts:
             return []
-        with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
+        try:
+            with self._writing():
+                lease.require(self._db, self.path, self._lease)
                 self._catch_up()
                 first = len(self._tree.leaves) + 1
                 rows = [(seq, kind, body, created) for seq, (kind, body) in enumerate(texts, first)]
                 self._db.executemany("INSERT INTO facts (seq, kind, body, created) VALUES (?, ?, ?, ?)", rows)
                 note = self._sealed(rows, key)
                 self._db.execute("INSERT INTO heads (size, note) VALUES (?, ?)", (len(self._tree.leaves), note))
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._tree = _Tree()  # read anew from what turns out to be stored
-                raise
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+        except BaseException:
+            self._tree = _Tree()  # read anew from what turns out to be stored
+            raise
         return [self._fact(row) for row in rows]
 
     def _catch_up(self) -> None:

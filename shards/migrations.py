@@ -29,7 +29,20 @@ CREATE TRIGGER heads_are_never_removed BEFORE DELETE ON heads
 BEGIN SELECT RAISE(ABORT, 'tree heads are never removed'); END;
 """
 
-MIGRATIONS: Mapping[str, str] = {"0001-facts": _FACTS}
+# Who drives the workspace, for drivers on other hosts (shards/lease.py): one row, no part of the log.
+_LEASE = """
+CREATE TABLE lease (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    token TEXT NOT NULL,
+    host TEXT NOT NULL,
+    boot TEXT NOT NULL,
+    process INTEGER NOT NULL,
+    since TEXT NOT NULL,
+    renewed REAL NOT NULL
+) STRICT;
+"""
+
+MIGRATIONS: Mapping[str, str] = {"0001-facts": _FACTS, "0002-lease": _LEASE}
 
 
 def migrate(connection: sqlite3.Connection) -> None:

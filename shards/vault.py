@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards import references
-from shards.digest import bytes_digest, canonical_json, digest, file_digest, keyed
+from shards.digest import bytes_digest, canonical_json, digest, keyed
 from shards.errors import IntegrityError
-from shards.files import fsync_directory, remove, storage, write_new
 from shards.keys import Keyring
 from shards.layout import Assignment
+from shards.place import AbsentError, LocalPlace, Place, places
 from shards.records import Record
 
 # Files beside the parts that no fact names and no sweep removes.
@@ -111,11 +111,18 @@ class Part:
 
 
 class Vault:
-    """Parts under one directory."""
+    """Parts in one place.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: the local directory of what is no part (:data:`KEPT`).
+        place: where the parts lie, if not in ``root``.
+    """
+
+    def __init__(self, root: Path, place: Place | None = None) -> None:
         self.root = root
-        self._decoded: dict[str, list[StoredRecord]] = {}  # by digest; the bytes are read and hashed every time
+        self.place = place or LocalPlace(root)
+        # By digest. The bytes of a local part are read and hashed every time, those of a remote one once.
+        self._decoded: dict[str, list[StoredRecord]] = {}
 
     def write(self, places: Mapping[Assignment, Sequence[StoredRecord]]) -> list[Part]:
         """Write one part per place, durably; nothing refers to them until the ledger does.
@@ -124,15 +131,15 @@ class Vault:
             StorageError: if the file system refuses.
         """
         parts = []
-        with storage(f"write records in {self.root}"):
+        with self.place.trying("write records"):
             for place, records in sorted(places.items(), key=lambda item: (item[0].shard, item[0].slice)):
                 if not records:
                     continue
                 data = _encode(records)
                 name = f"{place.shard:04d}-{place.slice:06d}-{uuid.uuid4().hex}.parquet"
-                write_new(self.root / name, data)
+                self.place.write(name, data)
                 parts.append(Part(name, bytes_digest(data), place.shard, place.slice, len(records)))
-            fsync_directory(self.root)
+            self.place.settle()
         return parts
 
     def read(self, part: Part) -> list[StoredRecord]:
@@ -141,9 +148,10 @@ class Vault:
         Raises:
             IntegrityError: if the file is missing, a link, or not the one the ledger names.
         """
-        data = self._verified(part)
-        if part.digest not in self._decoded:
-            self._decoded[part.digest] = _decode(data)
+        if not (self.place.remote and part.digest in self._decoded):
+            data = self._verified(part)
+            if part.digest not in self._decoded:
+                self._decoded[part.digest] = _decode(data)
         return list(self._decoded[part.digest])
 
     def pick(self, part: Part, column: str, value: bytes | str) -> list[StoredRecord]:
@@ -158,29 +166,37 @@ class Vault:
             return _records(file.read(use_threads=False).take(rows)) if len(rows) else []
 
     def tags(self, parts: Iterable[Part]) -> dict[bytes, Part]:
-        """Every tag held, and the part that holds it, without decoding content.
+        """Every tag held, and the part that holds it, without decoding content that is not to be remembered.
 
         Raises:
             IntegrityError: if a file is missing, a link, or not the one the ledger names.
         """
         held: dict[bytes, Part] = {}
         for part in parts:
+            if self.place.remote:
+                held |= {stored.tag: part for stored in self.read(part)}
+                continue
             with pq.ParquetFile(pa.BufferReader(self._verified(part))) as file:
                 column = file.read(columns=["tag"], use_threads=False).column("tag")
             held |= dict.fromkeys(column.to_pylist(), part)
         return held
 
     def _verified(self, part: Part) -> bytes:
-        path = self.root / part.file
-        with storage(f"read {path}"):
-            data = path.read_bytes() if _is_plain(path) else None
-        if data is None or bytes_digest(data) != part.digest:
-            raise IntegrityError(
-                f"{path} with digest {part.digest}",
-                "a link" if path.is_symlink() else "no file" if data is None else "other bytes",
-                "restore this part of the vault from a backup",
-            )
+        with self.place.trying(f"read {part.file}"):
+            try:
+                data = self.place.read(part.file)
+            except AbsentError as error:
+                raise self._damaged(part, str(error)) from error
+        if bytes_digest(data) != part.digest:
+            raise self._damaged(part, "other bytes")
         return data
+
+    def _damaged(self, part: Part, found: str) -> IntegrityError:
+        return IntegrityError(
+            f"{self.place.where(part.file)} with digest {part.digest}",
+            found,
+            "restore this part of the vault from a backup, or put `storage` in sisa.yaml back if it was changed",
+        )
 
     def rewrite_without(self, part: Part, tags: frozenset[bytes]) -> list[Part]:
         """Write the part's other records anew; none or one part comes back. The old file stays."""
@@ -190,33 +206,55 @@ class Vault:
     def sweep(self, parts: Iterable[Part]) -> list[str]:
         """Remove every file that is neither one of ``parts`` nor kept; returns the names removed."""
         parts = list(parts)
-        known = KEPT | {part.file for part in parts}
+        self.forget_all_but(parts)
+        swept = []
+        for place, names in self._unnamed(parts):
+            with place.trying("remove superseded parts"):
+                for name in names:
+                    place.remove(name)
+                if names:
+                    place.settle()
+            swept += names
+        return sorted(swept)
+
+    def forget_all_but(self, parts: Iterable[Part]) -> None:
+        """Drop from memory what was read from other parts: it may have been deleted since."""
         held = {part.digest for part in parts}
-        self._decoded = {digest: records for digest, records in self._decoded.items() if digest in held}
-        with storage(f"remove superseded parts in {self.root}"):
-            removed = sorted(entry.name for entry in self.root.iterdir() if entry.name not in known)
-            for name in removed:
-                remove(self.root / name)
-            if removed:
-                fsync_directory(self.root)
-        return removed
+        if self._decoded.keys() - held:
+            self._decoded = {digest: records for digest, records in self._decoded.items() if digest in held}
+
+    def strays(self, parts: Iterable[Part]) -> list[str]:
+        """Names of files that are neither one of ``parts`` nor kept, and that really are there."""
+        found = []
+        for place, names in self._unnamed(parts):
+            with place.trying("look for strays"):
+                found += [name for name in names if place.holds(name)]  # a listing may show what is gone
+        return sorted(found)
+
+    def _unnamed(self, parts: Iterable[Part]) -> list[tuple[Place, list[str]]]:
+        """Of each place: what is no part and not kept. What lies here although parts lie elsewhere may be one."""
+        known = KEPT | {part.file for part in parts}
+        unnamed = []
+        for place in places(self.place, self.root):
+            with place.trying("list records"):
+                unnamed.append((place, sorted(place.names() - known)))
+        return unnamed
 
     def damaged(self, parts: Iterable[Part]) -> list[str]:
-        """Names of parts that are missing, links, or hold other bytes than the ledger says."""
-        return [
-            part.file
-            for part in parts
-            if not _is_plain(self.root / part.file) or file_digest(self.root / part.file) != part.digest
-        ]
+        """Names of parts that are missing, links, or hold other bytes than the ledger says; each is read."""
+        return [part.file for part in parts if not self._is_whole(part)]
+
+    def _is_whole(self, part: Part) -> bool:
+        try:
+            self._verified(part)
+        except IntegrityError:
+            return False
+        return True
 
     def size(self) -> int:
         """Bytes of all parts."""
-        return sum(entry.stat().st_size for entry in self.root.iterdir())
-
-
-def _is_plain(path: Path) -> bool:
-    """A file and no link to one: to purge a link would leave what it leads to."""
-    return path.is_file() and not path.is_symlink()
+        with self.place.trying("list records"):
+            return self.place.size()
 
 
 def vault_digest(records: Iterable[StoredRecord]) -> str:

@@ -10,30 +10,41 @@ DIR/index.sqlite     which part of the vault holds a record; derived, may be rem
 DIR/lock             held by the live driver
 DIR/lock.write       held by whoever writes at this moment
 DIR/replay-*         checkpoints of a running replay, compared and removed
+
+With ``storage`` in sisa.yaml the Parquet parts and the objects lie elsewhere (``shards/place.py``):
+
+STORAGE/LOG/vault/         the Parquet parts
+STORAGE/LOG/store/         the objects
+STORAGE/LOG/manifest.json  what is served (``shards/publication.py``)
 """
 
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+
+import yaml
 
 from shards import kinds, lock
 from shards.book import Book, Pinned
 from shards.commitments import commit_slice, empty_slice, leaves_object, read_leaves
 from shards.digest import tensor_digest
-from shards.errors import InputError, IntegrityError, RecipeMismatchError, SisaError
+from shards.errors import ConfigError, InputError, IntegrityError, RecipeMismatchError, SisaError
 from shards.files import TEMPORARY, remove, storage
 from shards.keyfiles import NEXT_FILE, PRIVATE_FILE, PUBLIC_FILE, ROOT_FILE, read_keyring, read_signing_key
 from shards.keys import Keyring
 from shards.layout import ShardLayout
 from shards.ledger import Ledger
 from shards.lineage import Checkpoint, unpack_tags
+from shards.place import Place
 from shards.plan import Chain, Plan, make_chain, make_plan
+from shards.remote import local_path, place_at
 from shards.store import Store
 from shards.turn import Turn
 from shards.vault import Part, StoredRecord, Vault, record_tag
@@ -48,6 +59,7 @@ TURN_FILE = "lock.write"
 INDEX_FILE = "index.sqlite"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _OWN = (CONFIG_FILE, "keys", "vault", "store", "certificates", LOCK_FILE, TURN_FILE, INDEX_FILE)
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast: every worker opens for every step
 
 
 class Workspace:
@@ -57,9 +69,10 @@ class Workspace:
         self.path = path
         self.ledger = ledger
         self.keys = keys
-        self.store = Store(path / "store")
+        self.storage = configured_storage(path)
+        self.store = Store(path / "store", self.place("store"))
         self.book = Book(ledger, self.store)
-        self.vault = Vault(path / "vault")
+        self.vault = Vault(path / "vault", self.place("vault"))
         self.whereabouts = Whereabouts(path / INDEX_FILE, self.vault)
         self._turn = Turn(path / TURN_FILE)
 
@@ -71,10 +84,10 @@ class Workspace:
             for name in ("vault", "store", "certificates"):
                 (path / name).mkdir(mode=0o700)
             public_key = (path / "keys" / PUBLIC_FILE).read_text()
-        workspace = cls(path, _ledger(path, create=True), keys)
+        ledger = _ledger(path, create=True)
         genesis = {"log": f"sisa/log/{uuid.uuid4().hex}", "public_key": public_key, "keys": keys.commitments()}
-        workspace.ledger.append([(kinds.GENESIS, genesis)])
-        return workspace
+        ledger.append([(kinds.GENESIS, genesis)])
+        return cls(path, ledger, keys)
 
     @classmethod
     def open(cls, path: Path, *, check: bool = True) -> Workspace:
@@ -83,6 +96,7 @@ class Workspace:
         Raises:
             InputError: if ``path`` is not a workspace, or its keys were destroyed when its namespace ended.
             IntegrityError: if a fact or a tree head was altered.
+            StorageError: if its storage cannot be reached.
         """
         path = path.resolve()
         with storage(f"open the workspace {path}"):
@@ -100,15 +114,15 @@ class Workspace:
             if ended:
                 raise _ended(path, ended[-1].created) from error
             raise
-        workspace = cls(path, ledger, keys)
         try:
             if check:
-                workspace.ledger.check()
+                ledger.check()
+            workspace = cls(path, ledger, keys)
             whole = check or not workspace.ledger.problems()
             pinned = workspace.book.pinned() if whole else None
             committed = workspace.book.genesis().body.get("keys") if whole else keys.commitments()
         except BaseException:
-            workspace.close()
+            ledger.close()
             raise
         if committed != keys.commitments() or (pinned is not None and pinned.keys != keys.commitment()):
             workspace.close()
@@ -124,17 +138,21 @@ class Workspace:
         """Be the workspace's one driver for the duration.
 
         Raises:
-            LockedError: if another live process is.
+            LockedError: if another live process is, on this host or another; also from any append, if another
+                host took over because this process was not heard of for too long.
+            StorageError: if the storage is not there.
         """
-        with lock.exclusive(self.path / LOCK_FILE), self._turn.taken():
+        with lock.exclusive(self.path / LOCK_FILE), self._turn.taken(), self.ledger.driven():
+            for place in (self.vault.place, self.store.place) if self.storage else ():
+                place.prepare()
             yield
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Append facts between those of a driver, which gives way while steps are trained.
+        """Append facts between those of a driver on this host, which gives way while steps are trained.
 
         Raises:
-            LockedError: if the driver does not give way for long.
+            LockedError: if the driver does not give way for long; from an append, if it is on another host.
         """
         with self._turn.taken():
             yield
@@ -145,9 +163,36 @@ class Workspace:
         with self._turn.given_away():
             yield
 
+    def driven(self) -> bool:
+        """Does a live process drive the workspace, on this host or another? This is a read-only operation."""
+        return lock.held(self.path / LOCK_FILE) or self.ledger.driven_elsewhere()
+
     def close(self) -> None:
         """Close the ledger."""
         self.ledger.close()
+
+    # -- where things lie ----------------------------------------------------------------------
+
+    def place(self, name: str = "") -> Place | None:
+        """A directory of this workspace's in the configured storage; None if there is none.
+
+        It is named after the log: another workspace in the same storage is another directory. A copy of
+        this one is not.
+
+        Raises:
+            IntegrityError: if the log has no genesis to name it.
+        """
+        if self.storage is None:
+            return None
+        found = self.ledger.facts(kinds.GENESIS)
+        log = str(found[0].body.get("log")) if found else ""
+        if not re.fullmatch(r"sisa/log/[0-9a-f]{32}", log):
+            raise IntegrityError("a log with a name", repr(log), "restore the ledger from a backup")
+        return place_at(self.storage, log.replace("/", "-"), *([name] if name else []))
+
+    def store_at(self, root: Path) -> Store:
+        """The store that a local directory stands for: this workspace's own, or a scratch store."""
+        return self.store if root == self.store.root else Store(root)
 
     # -- what is pinned ------------------------------------------------------------------------
 
@@ -176,7 +221,9 @@ class Workspace:
 
     def parts(self, shard: int | None = None) -> list[Part]:
         """The vault's current parts, of one shard or all."""
-        return [part for part in self.book.parts() if shard is None or part.shard == shard]
+        parts = self.book.parts()
+        self.vault.forget_all_but(parts)
+        return [part for part in parts if shard is None or part.shard == shard]
 
     def survivors(self, shard: int | None = None) -> list[StoredRecord]:
         """Records that are held and not tombstoned, in tag order."""
@@ -348,6 +395,43 @@ class Workspace:
             "keys": self.keys.commitment(),
             "namespace": namespace,
         }
+
+
+def open_store(workspace: Path, root: Path) -> Store:
+    """The store that the directory ``root`` stands for to a workspace, of which no more is opened than that takes.
+
+    Raises:
+        SisaError: as :meth:`Workspace.open` does.
+    """
+    if configured_storage(workspace) is None:
+        return Store(root)
+    with closing(Workspace.open(workspace)) as opened:
+        return opened.store_at(root)
+
+
+def configured_storage(path: Path) -> str | None:
+    """Where the workspace in ``path`` keeps records and checkpoints; None: in itself.
+
+    Every opener reads this one key of sisa.yaml, so nobody has to be told.
+
+    Raises:
+        ConfigError: if it cannot be read, or lies inside the workspace.
+        InputError: if it is no location.
+    """
+    file = path / CONFIG_FILE
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader) if file.exists() else None  # noqa: S506
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"YAML in {file}", " ".join(str(error).split()), "mend it") from error
+    location = values.get("storage") if isinstance(values, dict) else None
+    if location is None:
+        return None
+    if not isinstance(location, str):
+        raise ConfigError(f"storage in {file} as text", repr(location), "write an absolute path or a URI")
+    directory = local_path(location, "storage")
+    if directory is not None and directory.resolve().is_relative_to(path.resolve()):
+        raise ConfigError("storage outside the workspace, or null for inside", location, "choose another directory")
+    return location
 
 
 def _ended(path: Path, when: str) -> InputError:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from shards import kinds
 from shards.deletion import DELETED, NOT_PRESENT, DeletionRequest, subject_tag, tombstones
-from shards.errors import InputError, UnknownRecordError
+from shards.errors import InputError, StorageError, UnknownRecordError
 from shards.forgetting import Going, foresee, places_of, rolled_back
 from shards.lookup import by_id, by_subject
+from shards.publication import announce
 from shards.references import reference
 from shards.targets import Targets
 from shards.vault import StoredRecord
@@ -210,4 +212,6 @@ def apply(
     if targets.tombstones:
         facts.append((kinds.MANIFEST, rolled_back(workspace, impact.purged).to_json()))
     workspace.ledger.append(facts)
+    with suppress(StorageError):  # whoever drives or accepts tries again at the end, and is told
+        announce(workspace)
     return request

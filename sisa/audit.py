@@ -289,7 +289,10 @@ def audit_residue(workspace: Workspace, settings: Settings, files: Sequence[Path
     from shards.needles import needles
     from sisa.residue import data_check, ray_directories, replay_directories, residue_checks, scan
 
+    places = [workspace.vault.place, workspace.store.place]
     roots = [workspace.path, *ray_directories(), *replay_directories()]
+    roots += [Path(place.where()) for place in places if not place.remote]
+    elsewhere = [place.where() for place in places if place.remote]
     for file in files:
         if _lies_in(file, roots):
             raise InputError(
@@ -306,7 +309,7 @@ def audit_residue(workspace: Workspace, settings: Settings, files: Sequence[Path
     if kept:
         raise RecordError("deleted records only", f"{kept} that are held", "delete them first, or leave them out")
     wanted, left_out = needles(deleted, _tokeniser(settings), survivors)
-    checks = residue_checks(scan(roots, wanted), wanted, left_out)
+    checks = residue_checks(scan(roots, wanted), wanted, left_out, elsewhere)
     data = [path for name in settings.options.data if not _lies_in(path := workspace.path / name, roots)]
     return [*checks, data_check(scan(data, wanted))] if data else checks
 

@@ -51,6 +51,11 @@ NOT_CLAIMED = (
     "equal bits in another environment class than the one named here",
 )
 
+# Said in addition where records and checkpoints lay in a storage that this program only asks.
+NOT_CLAIMED_OF_STORAGE = (
+    "old versions, replicas, snapshots and unfinished uploads that the storage service keeps of what was removed",
+)
+
 
 def certificate_path(workspace: Workspace, request_id: str) -> Path:
     """Where the certificate of a request lies."""
@@ -202,7 +207,7 @@ def _predicate(workspace: Workspace, request: DeletionRequest, law: Sequence[Che
             "expected": "the tensor digests in lineages",
         },
         "law": [check.to_json() for check in law],
-        "not_claimed": list(NOT_CLAIMED),
+        "not_claimed": [*NOT_CLAIMED, *(NOT_CLAIMED_OF_STORAGE if workspace.storage else ())],
     }
 
 

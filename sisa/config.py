@@ -19,6 +19,7 @@ from orchestration.batching import Rule
 from shards.digest import canonical_json, digest
 from shards.errors import ConfigError
 from shards.files import replace_file
+from shards.remote import local_path
 from shards.workspace import CONFIG_FILE
 
 # Raised only when the same recipe and records can give other bytes than before.
@@ -123,6 +124,11 @@ class RunOptions(_Section):
     )
     ray_init: dict[str, Any] = Field(default_factory=dict, description="further settings of ray.init, as {name: value}")
     runtime_env: dict[str, Any] = Field(default_factory=dict, description="Ray's runtime_env of every worker")
+    storage: str | None = Field(
+        default=None,
+        description="directory or bucket (s3://bucket/prefix) for records and checkpoints; null: in the workspace; "
+        "set before the first ingest, for whoever opens the workspace: --set does not change it",
+    )
     anchor: str | None = Field(
         default=None,
         description="directory or bucket outside the workspace for tree heads and tombstones; null: rollback unnoticed",
@@ -162,6 +168,13 @@ class RunOptions(_Section):
     def _noticed(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("anchor") is None:
             raise ValueError("needs anchor: without it a restored backup would go unnoticed")
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _located(cls, value: str | None) -> str | None:
+        if value is not None:
+            local_path(value, "a location")
         return value
 
     @field_validator("data", mode="before")
@@ -234,6 +247,12 @@ def read_settings(directory: Path, overrides: Mapping[str, Any]) -> Settings:
         raise ConfigError(f"UTF-8 in {path}", str(error), "restore the file") from error
     if not isinstance(values, dict):
         raise ConfigError(f"`key: value` lines in {path}", type(values).__name__, "restore the file")
+    if "storage" in overrides and overrides["storage"] != values.get("storage"):
+        raise ConfigError(
+            f"the storage that {path} names, where everybody looks",
+            f"{overrides['storage']!r} for this command alone",
+            "set it in the file, before the first ingest",
+        )
     return make_settings({**values, **overrides}, str(path))
 
 

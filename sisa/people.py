@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from shards import kinds, lock
+from shards import kinds
 from shards.checks import Check, judged, unchecked
 from shards.errors import IntegrityError
 from shards.references import FILE, References
-from shards.workspace import LOCK_FILE, Workspace
+from shards.workspace import Workspace
 
 # What may be said of a request; each is personal or confidential, so the ledger holds references.
 KINDS = ("requester", "authoriser", "reason", "basis")
@@ -54,7 +54,7 @@ def check_texts(workspace: Workspace) -> Check:
         unnamed = _unnamed(workspace)
     except IntegrityError as error:
         return judged("law", name, [f"expected {error.expected}, found {error.found}"], "")
-    if unnamed and lock.held(workspace.path / LOCK_FILE):
+    if unnamed and workspace.driven():
         return unchecked("law", name, "a live process is writing")
     problems = [f"no fact in force names the text of {one[:12]} (run `sisa train` to sweep)" for one in sorted(unnamed)]
     return judged("law", name, problems, "one private file of the vault")

@@ -152,7 +152,7 @@ def print_running(running: dict[str, Any] | None) -> None:
     if running is not None:
         steps = running["steps"]
         done = f": {steps['done']} of {counted(steps['total'], 'slice step')} done" if steps["total"] else ""
-        out.print(f"[bold]at work[/]: process {_shown(running['process'])} since {running['since'][:19]}{done}")
+        out.print(f"[bold]at work[/]: {_shown(running['holder'])}{done}")
 
 
 def print_status(document: dict[str, Any]) -> None:

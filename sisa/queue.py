@@ -16,12 +16,12 @@ from typing import Any
 from orchestration.batching import Pending, Policy, due
 from orchestration.executor import Executor, SliceTrainer
 from orchestration.reconcile import publish
-from shards import kinds, lock
+from shards import kinds
 from shards.deletion import DeletionRequest
 from shards.errors import InputError, LockedError, SisaError, UnknownRecordError
 from shards.fact import Fact
 from shards.plan import SliceStep, make_plan
-from shards.workspace import LOCK_FILE, Workspace
+from shards.workspace import Workspace
 from sisa.config import RunOptions
 from sisa.delete import finish_requests, unfinished_requests
 from sisa.session import Report, Session, silent
@@ -135,7 +135,7 @@ def cancel(session: Session, request_id: str) -> None:
                 "one whose records are erased" if request.tags else "one that is completed",
                 "a deleted record can be taken in again, as a new version, with --readmit",
             )
-        if not request.queued and lock.held(workspace.path / LOCK_FILE):
+        if not request.queued and workspace.driven():
             raise LockedError(
                 f"nobody driving {workspace.path}, who may be working off request {request_id}",
                 "another process",
@@ -167,7 +167,7 @@ def list_requests(session: Session, now: datetime | None = None) -> list[dict[st
     pending = {one.request_id: one for one in _pending(workspace, unfinished)}
     order = [request.request_id for request in unfinished]
     missing = _missing(workspace) if unfinished else frozenset()
-    driven = bool(unfinished) and lock.held(workspace.path / LOCK_FILE)
+    driven = bool(unfinished) and workspace.driven()
     listed: list[tuple[str, dict[str, Any]]] = []
     for fact, request in workspace.book.requests():
         name = request.request_id

@@ -252,8 +252,15 @@ OUT_OF_REACH: Mapping[str, str] = {
     "what weights have learnt": "shown by the law and by a replay, not by searching",
 }
 
+REMOTE = (
+    "only files are searched; that no superseded object is there, the law asks; old versions and unfinished uploads "
+    "go by the service's own rules (docs/storage.md)"
+)
 
-def residue_checks(found: Scan, wanted: Sequence[Needle], left_out: Sequence[str]) -> list[Check]:
+
+def residue_checks(
+    found: Scan, wanted: Sequence[Needle], left_out: Sequence[str], elsewhere: Sequence[str] = ()
+) -> list[Check]:
     """What a scan says: one check a kind of needle, what was not searched, what cannot be reached.
 
     Nothing found is a pass only if every file could be read.
@@ -261,6 +268,7 @@ def residue_checks(found: Scan, wanted: Sequence[Needle], left_out: Sequence[str
     Args:
         found: of :func:`scan`.
         wanted, left_out: of :func:`shards.needles.needles`.
+        elsewhere: URIs of a remote storage, which is not searched.
     """
     checks = [_of_kind(what, found, wanted) for what in _SHOWN]
     for name, missed in (
@@ -269,6 +277,7 @@ def residue_checks(found: Scan, wanted: Sequence[Needle], left_out: Sequence[str
     ):
         evidence = f"{found.files} files, {found.bytes} bytes"
         checks.append(unchecked(LEVEL, name, listed(missed)) if missed else Check(LEVEL, name, "passed", evidence))
+    checks += [unchecked(LEVEL, f"what lies at {uri}", REMOTE) for uri in elsewhere]
     return checks + [unchecked(LEVEL, name, reason) for name, reason in OUT_OF_REACH.items()]
 
 

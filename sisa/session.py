@@ -12,6 +12,7 @@ from orchestration.executor import Executor, SliceTrainer
 from orchestration.inline import InlineExecutor
 from orchestration.reconcile import Progress
 from shards.errors import ConfigError, IntegrityError, MissingDependencyError, RecipeMismatchError
+from shards.publication import announce
 from shards.workspace import Workspace
 from sisa.anchoring import bring_up_to_date, refuse_rollback
 from sisa.config import Recipe, RunOptions, parse_overrides, read_settings
@@ -79,9 +80,11 @@ class Session:
         """
         with self.workspace.driving():
             refuse_rollback(self.workspace, self.options.anchor)
+            announce(self.workspace)  # a driver before may have been killed in between
             with suppress(IntegrityError):  # damaged texts hold back no deletion; `audit --all` tells of them
                 forget_unnamed(self.workspace)
             yield
+            announce(self.workspace)
             self.anchor()
 
     @contextmanager
@@ -95,6 +98,7 @@ class Session:
         with self.workspace.writing():
             refuse_rollback(self.workspace, self.options.anchor)
             yield
+            announce(self.workspace)
             self.anchor()
 
     def anchor(self) -> None:

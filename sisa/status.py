@@ -83,7 +83,7 @@ def running(workspace: Workspace) -> dict[str, Any] | None:
     }
     made = {stored.checkpoint.key: stored.seq for stored in workspace.book.checkpoints()}
     done = sum(made.get(key, -1) > seq for key, seq in begun.items())
-    return {"process": file.read_text(), "since": since, "steps": {"done": done, "total": len(begun)}}
+    return {"holder": file.read_text(), "since": since, "steps": {"done": done, "total": len(begun)}}
 
 
 def _state(request: DeletionRequest, certified: bool, unfinished: bool) -> str:
@@ -99,5 +99,5 @@ def _described(workspace: Workspace, head: Head, checkpoint: Checkpoint) -> dict
         "checkpoint": head.checkpoint,
         "slice": checkpoint.link.slice,
         "tensor_digest": head.tensors,
-        "adapter_dir": str(workspace.store.path(checkpoint.files)),
+        "adapter_dir": workspace.store.where(checkpoint.files),
     }

@@ -27,7 +27,7 @@ from types import FrameType
 from typing import Any
 from unittest import mock
 
-from shards import store
+from shards import place as place_module
 from shards.checks import Check
 from shards.errors import SisaError
 from shards.keyfiles import PUBLIC_FILE
@@ -328,7 +328,7 @@ def _certify_first(workspace: Workspace, *arguments: Any) -> None:
 _fsync, _forget = os.fsync, deleting._forget
 PLANTS: dict[str, tuple[Any, str, Any]] = {
     "a failed sync is not told": (os, "fsync", _deaf),
-    "an error of the system escapes": (store, "storage", contextlib.nullcontext),
+    "an error of the system escapes": (place_module, "storage", contextlib.nullcontext),
     "a certificate is written in place": (certificate, "replace_file", _in_place),
     "a certificate comes before the deed": (deleting, "_forget", _certify_first),
 }

@@ -85,7 +85,7 @@ class Trial:
         """Every call of ours that changes or syncs something; of the rest, one for each place in our code."""
         first: dict[Any, int] = {}
         for number, call in enumerate(self.calls, 1):
-            within_sqlite = "".join(call["stack"][:1]).startswith("shards/ledger.py")
+            within_sqlite = "".join(call["stack"][:1]).startswith(("shards/ledger.py", "shards/lease.py"))
             ours = call["traits"] & (CHANGE | SYNC) and not within_sqlite
             place = (call["name"], call["path"].partition("/")[0], *call["stack"][:1])
             first.setdefault(number if ours else place, number)

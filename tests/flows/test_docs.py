@@ -19,6 +19,7 @@ from tests.flows.helpers import QUICK, begin, done, settings, sisa, write_jsonl
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCKS = re.compile(r"<!-- tested -->\n```sh\n(.*?)```\n(?:```text\n(.*?)```\n)?", re.DOTALL)
+RUNBOOKS = ("backups.md", "keys.md", "storage.md")
 EXIT = re.compile(r"\s*# exits (\d)$")
 
 
@@ -54,10 +55,14 @@ def require_in_order(expected: str, printed: str) -> None:
 
 def outside(directory: Path) -> dict[str, Path]:
     """The places outside the workspace that runbooks name, and where they are in this test."""
-    return {"/mnt/anchor": directory / "anchor", "/mnt/backup": directory / "backup"}
+    return {
+        "/mnt/anchor": directory / "anchor",
+        "/mnt/backup": directory / "backup",
+        "/mnt/models": directory / "models",
+    }
 
 
-@pytest.mark.parametrize("name", ["backups.md", "keys.md"])
+@pytest.mark.parametrize("name", RUNBOOKS)
 def test_every_command_of_a_runbook_does_what_it_says(
     name: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +89,7 @@ def test_every_command_of_a_runbook_does_what_it_says(
 
 
 def test_no_command_of_a_runbook_is_left_out_of_the_test() -> None:
-    for name in ("backups.md", "keys.md"):
+    for name in RUNBOOKS:
         text = (DOCS / name).read_text()
         assert text.count("```sh\n") == len(BLOCKS.findall(text))
 

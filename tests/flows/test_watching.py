@@ -149,10 +149,10 @@ def at_work(path: Path, process: subprocess.Popen[str]) -> None:
     """Another process is told who is at work, and how far."""
     for command in ("status", "requests"):
         told = done(command, "-w", path)["running"]
-        assert told["process"] == str(process.pid)
+        assert told["holder"].startswith(f"process {process.pid} of ")
         assert told["since"].startswith("20")
         assert 1 <= told["steps"]["done"] <= told["steps"]["total"]
-        assert f"at work: process {process.pid} since " in sisa(command, "-w", path).out
+        assert f"at work: process {process.pid} of " in sisa(command, "-w", path).out
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
