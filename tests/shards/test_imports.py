@@ -39,7 +39,7 @@ ONLY_IN = {
     "cryptography.hazmat.primitives.hashes": {"shards.digest"},
     "cryptography.hazmat.primitives.kdf": {"shards.digest"},
     "pickle": set[str](),
-    "fcntl": {"shards.lock"},
+    "fcntl": {"shards.lock", "shards.turn"},
     "rich.console": {"sisa.printing", "sisa.progress", "sisa.demo"},
 }
 
