@@ -29,16 +29,18 @@ from shards.remote import INDEX
 from shards.vault import vault_digest
 from shards.workspace import CONFIG_FILE, WEIGHTS_FILE, Workspace
 from sisa.certificate import NOT_CLAIMED_OF_STORAGE, certificate_path
+from sisa.delete import delete
 from sisa.document import read_certificate
 from sisa.session import Session
 from sisa.status import status
+from sisa.train import train
 from sisa.verify_workspace import verify_against
 from tests.canaries import found
 from tests.flows.fixtures import Site, classification
 from tests.flows.helpers import QUICK, begin, done, refused, settings, sisa, ticket, write_jsonl
 from tests.s3 import S3Server, s3_server
 from tests.sisa.trained import assert_lawful, forget, reopened, retrain
-from tests.toy import toy_recipe, toy_session
+from tests.toy import ToyTrainer, toy_recipe, toy_session
 
 __all__ = ["classification"]
 
@@ -201,6 +203,39 @@ def test_a_history_on_a_bucket_that_misbehaves_ends_as_it_does_here(
         assert canaries_in(local_files(session)) == set()
         assert not list((session.workspace.path / "vault").glob("*.parquet"))
         assert not list((session.workspace.path / "store").iterdir())
+    finally:
+        session.workspace.close()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_workers_on_ray_made_the_driver_uploads(s3: S3Server, undisturbed: Ended, tmp_path: Path) -> None:
+    """They read records and parents from the bucket and write nothing to it."""
+    from orchestration.ray_executor import RayExecutor
+
+    credentials = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    executor = RayExecutor(2, runtime_env={"env_vars": credentials})
+    session = session_at(tmp_path / "w", s3.uri(f"bucket/{uuid.uuid4().hex}"))
+    try:
+        s3.misbehave(refuse=60)
+        train(session, [write_data(tmp_path / "data.jsonl")], executor=executor, trainer=ToyTrainer())
+        delete(session, DELETED, request_id="case", executor=executor, trainer=ToyTrainer())
+        assert ended(session) == undisturbed
+        assert_lawful(session)
+        assert not list((session.workspace.path / "store").iterdir())
+    finally:
+        session.workspace.close()
+
+
+def test_a_deletion_is_announced_when_it_is_accepted(s3: S3Server, tmp_path: Path) -> None:
+    """Readers without the ledger are told at once, and not when the training ends."""
+    session = session_at(tmp_path / "w", s3.uri(f"bucket/{uuid.uuid4().hex}"))
+    try:
+        retrain(session, write_data(tmp_path / "data.jsonl"))
+        before, _ = announced(top(session))
+        delete(session, DELETED[:1], request_id="case", queue=True)
+        after, _ = announced(top(session))
+        assert after.generation == before.generation + 1
+        assert after == session.workspace.book.manifest()
     finally:
         session.workspace.close()
 
