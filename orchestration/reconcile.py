@@ -128,14 +128,14 @@ def reconcile(
     now = workspace.plan()  # a deletion may have been accepted, or withdrawn, while steps were trained
     manifest = publish(workspace, now)
     # An ingest may have put a record before stored steps; what no plan has any more is dropped. What only
-    # a deletion accepted meanwhile makes fall is purged in its name, in its turn.
+    # a deletion accepted meanwhile makes fall waits for its turn.
     steps = plan.steps().keys() | now.steps().keys()
     fallen = {
         key
         for key, made in workspace.book.live().items()
         if key not in steps and (shards is None or made.link.shard in shards)
     }
-    purge(workspace, frozenset(fallen), ())
+    _purge_fallen(workspace, frozenset(fallen))
     return Reconciled(
         manifest=manifest,
         trained=tuple(trained),
@@ -211,6 +211,16 @@ def purge(workspace: Workspace, keys: frozenset[str], request_ids: tuple[str, ..
     }
     workspace.ledger.append([*facts, (kinds.PURGE, receipt)])
     workspace.sweep()
+
+
+def _purge_fallen(workspace: Workspace, fallen: frozenset[str]) -> None:
+    """Purge what fell, in the name of every open request that was to make it fall."""
+    done = workspace.book.completed()
+    waiting = [request for _, request in workspace.book.requests() if request.request_id not in done]
+    foretold = {request.request_id: request.purged & fallen for request in waiting if request.purged & fallen}
+    exposed = frozenset[str]().union(*foretold.values())
+    purge(workspace, exposed, tuple(foretold))
+    purge(workspace, fallen - exposed, ())
 
 
 def restart_foreign(workspace: Workspace, environment: dict[str, str]) -> tuple[int, ...]:

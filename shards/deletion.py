@@ -27,7 +27,7 @@ class DeletionRequest:
         references: requester, authoriser, reason, basis → keyed reference.
         backup_days: how long the operator's backups live, if that is declared.
         before: digest and heads of the manifest served when the request came.
-        impact: what was planned on acceptance (the JSON of :class:`shards.plan.Impact`).
+        impact: what was planned on acceptance (the JSON of :class:`shards.forgetting.Impact`).
         queued: it was accepted to be worked off later, with others.
         retired: its tombstones were destroyed by retention rule.
     """

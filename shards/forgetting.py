@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
+from shards import kinds
 from shards.errors import IntegrityError
 from shards.layout import Assignment
 from shards.lineage import Checkpoint
@@ -140,7 +141,7 @@ def _held(workspace: Workspace) -> dict[int, dict[int, int]]:
         for tag in request.tags
     }
     places = workspace.whereabouts.find(waiting, parts) if waiting else {}
-    if places is None:
+    if places is None or len(places) < len(waiting - _erased(workspace)):
         places = {tag: part for tag, part in workspace.vault.tags(parts).items() if tag in waiting}
     doomed = Counter((part.shard, part.slice) for part in places.values())
     held: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
@@ -149,6 +150,17 @@ def _held(workspace: Workspace) -> dict[int, dict[int, int]]:
     for (shard, number), count in doomed.items():
         held[shard][number] -= count
     return held
+
+
+def _erased(workspace: Workspace) -> set[bytes]:
+    """Tags of requests that were begun: some of their records, or all, are in no part any more."""
+    begun = {name for fact in workspace.ledger.facts(kinds.ERASURE) for name in fact.body["requests"]}
+    return {
+        bytes.fromhex(tag)
+        for _, request in workspace.book.requests()
+        if request.request_id in begun
+        for tag in request.tags
+    }
 
 
 def _steps(slices: Mapping[int, int], rehearsal: float) -> Iterator[tuple[int, float]]:

@@ -135,6 +135,7 @@ class Ledger:
                 raise _broken(path, "an empty database")
             self._db.text_factory = lambda data: data.decode(errors="surrogateescape")  # damage is judged below
             migrate(self._db)
+        self._file = _identity(path)
         if create:  # SQLite ignores a failed sync of the directory that holds a new journal
             with storage(f"make the ledger {path} durable"):
                 fsync_directory(path.parent)
@@ -273,7 +274,8 @@ class Ledger:
         with self._errors():
             rows = self._rows(self._last)
         for row in rows:
-            self._read[row[1]].append(row)
+            if not self._read[row[1]] or self._read[row[1]][-1][0] < row[0]:  # an interrupted reading goes on here
+                self._read[row[1]].append(row)
             self._last = row[0]
 
     def _understood(self, row: _Row) -> Fact:
@@ -368,6 +370,10 @@ class Ledger:
         """Proof that the tree of ``new`` facts extends that of ``old``."""
         return consistency_proof(self.leaves(), old, new)
 
+    def replaced(self) -> bool:
+        """Does another file bear the name by now? This one is still read, and says nothing of the present."""
+        return _identity(self.path) != self._file
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()
@@ -398,6 +404,12 @@ class Ledger:
                 str(error),
                 "free space or mend permissions, then run the same command again; nothing was lost",
             ) from error
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    with storage(f"find the ledger {path}"):
+        found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _broken(path: Path, found: str) -> IntegrityError:

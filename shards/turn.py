@@ -7,6 +7,7 @@ names is no longer served, at once and not when the training ends.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ class Turn:
         if self._handle is not None:
             yield
             return
-        self._take()
+        self._take(self._patience)
         try:
             yield
         finally:
@@ -55,21 +56,21 @@ class Turn:
         try:
             yield
         finally:
-            self._take()
+            self._take(math.inf)  # whoever has it is alive, and what was trained must not be lost
 
-    def _take(self) -> None:
+    def _take(self, patience: float) -> None:
         with storage(f"lock {self._path}"):
             handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             with storage(f"lock {self._path}"):
-                self._wait(handle)
+                self._wait(handle, patience)
         except BaseException:
             os.close(handle)
             raise
         self._handle = handle
 
-    def _wait(self, handle: int) -> None:
-        until = time.monotonic() + self._patience
+    def _wait(self, handle: int, patience: float) -> None:
+        until = time.monotonic() + patience
         while not _locked(handle):
             if time.monotonic() >= until:
                 raise LockedError(
@@ -81,6 +82,7 @@ class Turn:
 
     def _give(self) -> None:
         if self._handle is not None:
+            fcntl.flock(self._handle, fcntl.LOCK_UN)  # also where a child process has the descriptor too
             os.close(self._handle)
             self._handle = None
 

@@ -150,8 +150,8 @@ def _predicate(workspace: Workspace, request: DeletionRequest, law: Sequence[Che
     chains = [_trained(chain, stored) for chain in workspace.plan().chains]
     live = {step.key: stored[step.key] for chain in chains for step in chain}  # not what other requests will purge
     before = {made.checkpoint.key for made in workspace.book.checkpoints() if made.seq < accepted.seq}
-    erasures = _about(workspace, kinds.ERASURE, request)
-    purges = _about(workspace, kinds.PURGE, request)
+    erasures, purges = (_about(workspace, kind, request, accepted.seq) for kind in (kinds.ERASURE, kinds.PURGE))
+    survivors = workspace.survivors()
     purged = sorted(key for fact in purges for key in fact.body["checkpoints"])
     handed_out = _handed_out(workspace, request, accepted)
     prior, proving = _prior(workspace, request, accepted)
@@ -194,10 +194,7 @@ def _predicate(workspace: Workspace, request: DeletionRequest, law: Sequence[Che
         "environments": environments,
         "prior": prior,
         "absence": _absence([step for steps in chains for step in steps], request),
-        "records": {
-            "surviving": sum(part.records for part in workspace.book.parts()),
-            "digest": vault_digest(workspace.survivors()),
-        },
+        "records": {"surviving": len(survivors), "digest": vault_digest(survivors)},
         "erasure": erasure_status(accepted, erasures, purges, handed_out) if request.kind != NOT_PRESENT else [],
         "handed_out": handed_out,
         "replay": {
@@ -233,8 +230,9 @@ def _hex(hashes: Iterable[bytes]) -> list[str]:
     return [value.hex() for value in hashes]
 
 
-def _about(workspace: Workspace, kind: str, request: DeletionRequest) -> list[Fact]:
-    return [fact for fact in workspace.ledger.facts(kind) if request.request_id in fact.body["requests"]]
+def _about(workspace: Workspace, kind: str, request: DeletionRequest, after: int = 0) -> list[Fact]:
+    facts = [fact for fact in workspace.ledger.facts(kind) if fact.seq > after]  # its name may have been used
+    return [fact for fact in facts if request.request_id in fact.body["requests"]]
 
 
 def _trained(chain: Chain, live: Mapping[str, Checkpoint]) -> list[SliceStep]:

@@ -167,8 +167,12 @@ def _finish_these(
     if not asked:
         return
     done = finish_requests(session, executor, trainer, report, only=at_hand(session.workspace, asked))
-    if any(request in covering for request in unfinished_requests(session.workspace)):
+    left = [request.request_id for request in unfinished_requests(session.workspace) if request in covering]
+    if left:
         done.raise_errors()
+        raise OperationError(
+            "the deletion to be completed", f"request {', '.join(left)} still open", "run the same command again"
+        )
 
 
 @contextmanager
@@ -244,10 +248,14 @@ def finish_requests(
     workspace = session.workspace
     asked = _asked(workspace)
     done = _finish(session, executor, trainer, report, restart_shards, only)
-    while any(isinstance(error, StalePlanError) for error in done.errors) and _asked(workspace) != asked:
-        asked = _asked(workspace)
+    while _asked(workspace) != asked:
+        asked, left = _asked(workspace), unfinished_requests(workspace)
         if only is not None:
-            only = at_hand(workspace, [one for one in unfinished_requests(workspace) if one.request_id in only])
+            left = [one for one in left if one.request_id in only]
+        stale = any(isinstance(error, StalePlanError) for error in done.errors)
+        if not (left or stale):
+            break
+        only = None if only is None else at_hand(workspace, left)
         done += _finish(session, executor, trainer, report, restart_shards, only)
     return done
 
@@ -356,7 +364,7 @@ def _forget(
             "added": [part.to_json() for part in added],
             "removed": sorted(hit),
             "digests": sorted(part.digest for part in hit.values()),
-            "requests": [request.request_id for request in pending if erased & set(request.tombstones)],
+            "requests": [request.request_id for request in unfinished if erased & set(request.tombstones)],
             "method": "rewrite and unlink",
         }
         workspace.ledger.append([(kinds.ERASURE, erasure), *workspace.recommit(workspace.plan())])

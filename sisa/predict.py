@@ -91,8 +91,8 @@ class Predictor:
 
         Raises:
             InputError: if nothing is served.
-            IntegrityError: if the workspace is older than its anchor (it may serve what was forgotten),
-                or a head is damaged.
+            IntegrityError: if the workspace is older than its anchor (it may serve what was forgotten) or
+                was replaced by a backup since it was opened, or a head is damaged.
         """
         current = self._current()
         while self._loaded is None or self._loaded[0] != current:
@@ -120,7 +120,15 @@ class Predictor:
                 return Answer(manifest, rows)
 
     def _current(self) -> ModelManifest:
-        manifest = self._session.workspace.book.manifest()
+        workspace = self._session.workspace
+        if workspace.ledger.replaced():
+            self._loaded = None
+            raise IntegrityError(
+                f"the ledger that was opened in {workspace.path}",
+                "another file in its place: a backup was restored",
+                "open the workspace again",
+            )
+        manifest = workspace.book.manifest()
         if manifest is None or not manifest.heads:
             self._loaded = None
             raise InputError("a trained shard", "none is served", "run `sisa train` first")

@@ -20,12 +20,12 @@ from shards import kinds
 from shards.deletion import DeletionRequest
 from shards.errors import InputError, LockedError, SisaError, UnknownRecordError
 from shards.fact import Fact
-from shards.plan import SliceStep, make_plan
+from shards.plan import make_plan
 from shards.workspace import Workspace
 from sisa.config import RunOptions
 from sisa.delete import finish_requests, unfinished_requests
 from sisa.session import Report, Session, silent
-from sisa.wording import quoted
+from sisa.wording import named, quoted
 
 WAITING = ("accepted", "suppressed", "planned", "failed")
 
@@ -141,6 +141,7 @@ def cancel(session: Session, request_id: str) -> None:
                 "another process",
                 "wait for it to end; a request made with --queue can be withdrawn at any time",
             )
+        _refuse_two_versions(workspace, request)
         # What comes back is committed to again in the same transaction: an ingest may have left it out.
         others = [one for _, one in workspace.book.requests() if one != request]
         still = {bytes.fromhex(tag) for one in others for tag in one.tombstones}
@@ -150,6 +151,19 @@ def cancel(session: Session, request_id: str) -> None:
         publish(workspace, workspace.plan())
     with suppress(LockedError), session.driving():  # else whoever drives sweeps what nothing names any more
         workspace.sweep()
+
+
+def _refuse_two_versions(workspace: Workspace, request: DeletionRequest) -> None:
+    """A record that was taken in again as a new version meanwhile cannot come back beside it."""
+    tags = {bytes.fromhex(tag) for tag in request.tags}
+    back = {one.record.id for one in workspace.held(frozenset()) if one.tag in tags}
+    again = sorted({one.record.id for one in workspace.survivors()} & back)
+    if again:
+        raise InputError(
+            "records that can come back",
+            f"newer versions of {named(again)}, taken in with --readmit",
+            "delete those first, or let `sisa work` complete the request",
+        )
 
 
 def list_requests(session: Session, now: datetime | None = None) -> list[dict[str, Any]]:
@@ -230,10 +244,6 @@ def _pending(workspace: Workspace, requests: Sequence[DeletionRequest]) -> list[
     ]
 
 
-def _passes(steps: Sequence[SliceStep], first: int) -> int:
-    return sum(len(step.members) for step in steps if step.link.slice >= first)
-
-
 def _begun(workspace: Workspace) -> frozenset[str]:
     """Requests some of whose records were erased: there is no way back."""
     return frozenset(str(name) for fact in workspace.ledger.facts(kinds.ERASURE) for name in fact.body["requests"])
@@ -242,7 +252,7 @@ def _begun(workspace: Workspace) -> frozenset[str]:
 def _failed(workspace: Workspace) -> frozenset[str]:
     """Requests that the last attempt at them did not complete."""
     failed: set[str] = set()
-    for fact in workspace.ledger.facts(kinds.FAILURE, kinds.CERTIFICATE):
+    for fact in workspace.ledger.facts(kinds.FAILURE, kinds.CERTIFICATE, kinds.CANCEL):
         body: Mapping[str, Any] = fact.body
         if fact.kind == kinds.FAILURE:
             failed.update(body["requests"])

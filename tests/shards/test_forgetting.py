@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,3 +111,13 @@ def test_nothing_is_served_before_anything_was(memory_path: Path) -> None:
     assert (impact.purged, rolled_back(made.workspace, impact.purged).heads) == (frozenset(), ())
     assert rolled_back(made.workspace, impact.purged).generation == 0
     made.workspace.close()
+
+
+def test_an_index_that_lost_what_waits_is_not_believed(session: Session) -> None:
+    workspace = session.workspace
+    queue(session, "r1")
+    gone = workspace.survivors()[0]
+    impact = told(workspace, gone)
+    with sqlite3.connect(workspace.whereabouts.path) as db:
+        db.execute("DELETE FROM places")
+    assert told(workspace, gone) == impact

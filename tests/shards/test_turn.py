@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -69,3 +73,27 @@ def test_a_turn_dies_with_its_holder(tmp_path: Path) -> None:
         holder.kill()
         with Turn(path, 30).taken():
             pass
+
+
+def test_who_gave_the_turn_away_waits_for_it_however_long_another_has_it(tmp_path: Path) -> None:
+    """What was trained meanwhile must not be lost."""
+    path, ours, other = tmp_path / "turn", Turn(tmp_path / "turn", patience=0), Turn(tmp_path / "turn")
+    with ours.taken(), ours.given_away():
+        other._take(0)
+        threading.Timer(0.3, other._give).start()
+    assert other._handle is None
+    assert free(path)
+
+
+def test_a_child_process_that_was_forked_does_not_keep_the_turn(tmp_path: Path) -> None:
+    path = tmp_path / "turn"
+    with Turn(path).taken():
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        assert free(path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -176,3 +176,14 @@ def test_a_long_running_process_notices_a_deletion_and_the_retraining(served: Pa
         assert ask() == list(relearnt.rows)
         process.stdin.close()
         assert process.wait(60) == 0
+
+
+def test_a_reader_of_a_workspace_that_a_backup_replaced_does_not_answer_on(session: Session, served: Path) -> None:
+    predictor = Predictor(session)
+    predictor.answer(INPUTS)
+    shutil.copytree(served, served.parent / "backup")
+    shutil.rmtree(served)
+    (served.parent / "backup").rename(served)
+    with pytest.raises(IntegrityError, match="open the workspace again"):
+        predictor.answer(INPUTS)
+    assert predictor._loaded is None
