@@ -27,9 +27,10 @@ from typing import Any
 
 from benchmarks import settings
 from benchmarks.data import as_stored, banking_records, synthetic_records
+from benchmarks.difference import difference
 from benchmarks.environment import environment
 from shards.layout import ShardLayout
-from shards.plan import Plan, difference, make_chain, make_plan
+from shards.plan import Plan, make_chain, make_plan
 from shards.records import Record
 from shards.vault import StoredRecord
 

@@ -19,8 +19,9 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.data import as_stored
+from benchmarks.difference import difference
 from shards.layout import ShardLayout
-from shards.plan import Chain, Plan, difference, make_chain, make_plan
+from shards.plan import Chain, Plan, make_chain, make_plan
 from shards.records import Record
 from shards.vault import StoredRecord
 

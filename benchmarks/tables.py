@@ -300,10 +300,38 @@ def coalescing(result: dict[str, Any]) -> str:
     return table(head, lines)
 
 
+def acceptance(result: dict[str, Any]) -> str:
+    """From acceptance to a manifest without the record; a line for each workspace."""
+    lines = [
+        [
+            f"{run['records']:,}",
+            f"{run['shards']} x {run['slices']}",
+            "p99 under 100 ms" if run["records"] == 1_000_000 else "",
+            _milliseconds(run["open"]),
+            f"{run['process']['p50']:.2f} s ({run['process']['count']} times)",
+            f"{run['index_bytes'] / 1e6:.1f} MB ({run['vault_bytes'] / 1e6:.0f} MB)",
+            f"{max(load[0] for load in run['load_average']):.1f}",
+            holds(run["open"]["p99"] < 0.1),
+        ]
+        for run in result["runs"]
+    ]
+    head = [
+        "records", "shards x slices", "wanted", "in an open process", "a new process, median", "index (vault)", "load",
+        "under 100 ms",
+    ]  # fmt: skip
+    return table(head, lines)
+
+
+def _milliseconds(figures: Mapping[str, Any]) -> str:
+    shown = [f"{name} {figures[name] * 1000:.1f}" for name in ("p50", "p90", "p99", "longest")]
+    return f"{', '.join(shown)} ms ({figures['count']} times)"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "deletion_cost": deletion_cost,
     "deletion_cost_details": deletion_cost_details,
     "deletion_cost_environment": deletion_cost_environment,
+    "acceptance": acceptance,
     "coalescing": coalescing,
     "executor_throughput": executor_throughput,
     "scheduler_simulation": scheduler_simulation,

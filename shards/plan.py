@@ -1,7 +1,7 @@
-"""Pure: surviving records + layout + recipe digest → slice steps; and the difference of two plans.
+"""Pure: surviving records + layout + recipe digest → slice steps.
 
-A step's key covers everything that can reach its bytes, so "what must be trained?" and "what must
-be purged?" are set operations on keys.
+A step's key covers everything that can reach its bytes, so "what must be trained?" is a set
+operation on keys.
 """
 
 from __future__ import annotations
@@ -120,31 +120,3 @@ def pass_order(
 ) -> tuple[StoredRecord, ...]:
     """The members of a step in the order of one pass."""
     return tuple(sorted(members, key=lambda stored: layout.order_key(stored.record.id, step, epoch)))
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The difference of two plans.
-
-    Attributes:
-        kept: keys that stand in both plans.
-        retrained: keys to be trained.
-        retrained_share: records in retrained steps over records in all steps before (sample passes).
-    """
-
-    kept: tuple[str, ...]
-    retrained: tuple[str, ...]
-    retrained_share: float
-
-
-def difference(before: Plan, after: Plan) -> Difference:
-    """What must be trained to go from one plan to the other."""
-    old, new = before.steps(), after.steps()
-    retrained = [step for key, step in new.items() if key not in old]
-    total = sum(len(step.members) for step in old.values())
-    share = sum(len(step.members) for step in retrained) / total if total else 0.0
-    return Difference(
-        kept=tuple(key for key in old if key in new),
-        retrained=tuple(step.key for step in retrained),
-        retrained_share=share,
-    )

@@ -7,15 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import coalescing, executor_throughput, provenance, scheduling_tables, tables, verify_cost, worker
+import sisa.acceptance
+from benchmarks import (
+    acceptance,
+    coalescing,
+    executor_throughput,
+    provenance,
+    scheduling_tables,
+    tables,
+    verify_cost,
+    worker,
+)
 from benchmarks.data import as_stored, labels_of, spread, synthetic_records
+from benchmarks.difference import difference
 from benchmarks.environment import file_system
 from benchmarks.executor_throughput import Step, Timed
 from benchmarks.passes import all_passes, count_passes, deletion_passes, formula
 from orchestration.executor import Lesson
 from orchestration.schedule import schedule
 from shards.layout import ShardLayout
-from shards.plan import SliceStep, difference, make_plan
+from shards.plan import SliceStep, make_plan
 from shards.vault import StoredRecord
 from tests.toy import memory_directory
 
@@ -273,3 +284,18 @@ def test_a_driver_that_takes_too_much_is_shown_as_such() -> None:
         worse = json.loads(text)
         worse["queues"][-1][name] = value
         assert scheduling_tables.scheduler_simulation(worse).count("**no**") == before + 1, name
+
+
+def test_acceptance_is_measured_on_a_workspace_that_forgets(tmp_path: Path) -> None:
+    figures = acceptance.measured(acceptance.QUICK[0], tmp_path / "workspace")
+    assert figures["open"]["count"] == acceptance.QUICK[0].open
+    assert 0 < figures["open"]["p50"] <= figures["open"]["p99"] <= figures["open"]["longest"]
+    assert figures["process"]["count"] == acceptance.QUICK[0].process
+    table = tables.acceptance({"runs": [figures]})
+    assert f"| {figures['records']} |" in table
+
+
+def test_an_acceptance_that_forgets_nothing_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sisa.acceptance, "rolled_back", lambda workspace, _: workspace.book.manifest())
+    with pytest.raises(AssertionError, match="still served"):
+        acceptance.measured(acceptance.QUICK[0], tmp_path / "workspace")

@@ -37,7 +37,8 @@ INPUTS = {
 
 
 def predictions(session: Session, task: str) -> list[Any]:
-    return list(Predictor(session).answer(INPUTS[task]).rows)
+    rows = Predictor(session).answer(INPUTS[task]).rows
+    return [{name: value for name, value in row.items() if name != "generation"} for row in rows]
 
 
 def adapted(base: Path, *target_modules: str) -> set[str]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.difference import difference
 from orchestration.inline import InlineExecutor
 from orchestration.reconcile import served
 from shards.forgetting import Impact, foresee, places_of, rolled_back
-from shards.plan import difference, make_plan
+from shards.plan import make_plan
 from shards.vault import StoredRecord
 from shards.workspace import SEEN_FILE, Workspace
 from sisa.delete import delete

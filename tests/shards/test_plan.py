@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.difference import difference
 from shards.keys import Keyring
 from shards.layout import Assignment, ShardLayout
-from shards.plan import Plan, difference, make_chain, make_plan, pass_order
+from shards.plan import Plan, make_chain, make_plan, pass_order
 from shards.sparse import tree_root
 from shards.vault import StoredRecord
 from tests.toy import toy_record
