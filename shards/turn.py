@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shards.errors import LockedError
@@ -81,10 +81,12 @@ class Turn:
             time.sleep(_PAUSE_SECONDS)
 
     def _give(self) -> None:
-        if self._handle is not None:
-            fcntl.flock(self._handle, fcntl.LOCK_UN)  # also where a child process has the descriptor too
-            os.close(self._handle)
-            self._handle = None
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            with suppress(OSError):  # unlocked, so that a forked child with the descriptor does not keep it
+                fcntl.flock(handle, fcntl.LOCK_UN)
+            with suppress(OSError):  # it is closed even so
+                os.close(handle)
 
 
 def _locked(handle: int) -> bool:
