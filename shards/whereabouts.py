@@ -34,6 +34,8 @@ class Whereabouts:
 
     def follow(self, parts: Sequence[Part]) -> None:
         """Bring the index to the vault's current parts. Whoever drives the workspace calls this."""
+        if not parts and not self.path.exists():
+            return
         try:
             self._follow(parts)
         except (sqlite3.Error, OSError, SisaError):

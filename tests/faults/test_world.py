@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -70,7 +71,7 @@ def test_of_two_at_once_the_second_is_refused_and_the_first_finishes(classificat
         while not lock.held(begun / "lock"):
             assert first.poll() is None
             time.sleep(0.001)
-        first.send_signal(signal.SIGSTOP)
+        stop_between_transactions(first, begun / "ledger.sqlite")
         try:
             refused(sisa("train", "-w", begun), f"process {first.pid}", code=3)
         finally:
@@ -79,6 +80,21 @@ def test_of_two_at_once_the_second_is_refused_and_the_first_finishes(classificat
         assert first.returncode == 0
         assert b'"steps_trained": 4' in out
     same_models(classification.path, begun)
+
+
+def stop_between_transactions(process: subprocess.Popen[bytes], ledger: Path) -> None:
+    """Stop a process where it keeps nobody from reading the ledger."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        with contextlib.closing(sqlite3.connect(ledger, timeout=0, isolation_level=None)) as db:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                process.send_signal(signal.SIGCONT)
+                time.sleep(0.002)
+                continue
+            db.execute("ROLLBACK")
+            return
 
 
 def test_a_killed_process_leaves_no_lock_behind(classification: Site, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from shards.lineage import Checkpoint
 from shards.manifest import Head, ModelManifest
 from shards.note import TreeHead, read_head, sign_head
 from shards.tlog import Peaks
-from shards.workspace import Workspace
+from shards.workspace import INDEX_FILE, LOCK_FILE, TURN_FILE, Workspace
 from sisa.certificate import _file
 from sisa.cli import main
 from sisa.document import envelope_digest
@@ -117,14 +117,14 @@ def write_jsonl(path: Path, rows: Sequence[Row]) -> Path:
 
 
 def tree(path: Path) -> dict[str, str]:
-    """Every file under ``path`` but the lock, with its digest: what "nothing changed" compares.
+    """Every file under ``path`` but locks and the index, with its digest: what "nothing changed" compares.
 
     Of the ledger, everything but the lease: that a driver came and went leaves traces in the file.
     """
     return {
         str(file.relative_to(path)): bytes_digest(_without_lease(file))
         for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name != "lock"
+        if file.is_file() and file.name not in (LOCK_FILE, TURN_FILE, INDEX_FILE)
     }
 
 

@@ -69,12 +69,13 @@ def test_queueing_only_accepts(workspace: Path, other: tuple[str, ...]) -> None:
     assert (result.code, "--queue only accepts" in result.err) == (2, True)
 
 
-def test_the_queue_is_read_while_a_driver_is_at_work_and_not_worked_off(workspace: Path) -> None:
+def test_the_queue_is_read_and_withdrawn_from_while_a_driver_is_at_work_and_not_worked_off(workspace: Path) -> None:
     done("delete", "-w", workspace, "--id", "r1", "--request-id", "one", "--queue")
     with exclusive(workspace / LOCK_FILE):
         assert states(workspace) == {"one": "suppressed"}
         refused(sisa("work", "-w", workspace), code=3)
-        refused(sisa("requests", "-w", workspace, "--cancel", "one"), code=3)
+        done("requests", "-w", workspace, "--cancel", "one")
+        assert states(workspace) == {"one": "cancelled"}
 
 
 WATCHED = """
