@@ -265,10 +265,37 @@ def test_a_damaged_part_of_the_vault_is_said_and_nothing_else_changes(
     part = min((workspace / "vault").iterdir())
     damage(part, how)
     with unchanged(workspace):
-        for command in (("train",), ("ingest",), ("delete", "--id", ticket(1)["id"]), ("status",)):
-            refused(sisa(*command, "-w", workspace), part.name, "backup", code=1)
+        for command in ("train", "ingest", "status"):
+            refused(sisa(command, "-w", workspace), part.name, "backup", code=1)
         result = sisa("audit", "-w", workspace, "--all", "--json")
         assert failed(result.document) == {"the vault holds what the ledger says"}
+
+
+@pytest.mark.parametrize("its_own", [False, True])
+def test_a_deletion_is_accepted_in_a_damaged_vault_if_the_records_own_part_is_whole(
+    its_own: bool, classification: Site, tmp_path: Path
+) -> None:
+    """It is forgotten at once; the rest waits for the backup."""
+    workspace, name = copy_of(classification.path, tmp_path / "copy"), ticket(1)["id"]
+    opened = Workspace.open(workspace)
+    tag = opened.tag(name)
+    holding = opened.vault.tags(opened.book.parts())[tag].file
+    part = next(one for one in (workspace / "vault").glob("*.parquet") if (one.name == holding) == its_own)
+    whole = part.read_bytes()
+    damage(part, "flipped")
+    before = tree(workspace)
+    refused(sisa("delete", "-w", workspace, "--id", name), part.name, "backup", code=1)
+    visible, manifest = opened.visible_sets(), opened.book.manifest()
+    assert manifest is not None
+    if its_own:
+        assert tree(workspace) == before
+    else:
+        assert not [head for head in manifest.heads if tag in visible[head.checkpoint]]
+    opened.close()
+    part.write_bytes(whole)
+    done("train", "-w", workspace)
+    states = [one["state"] for one in done("requests", "-w", workspace)["requests"]]
+    assert states == ([] if its_own else ["completed"])
 
 
 @pytest.mark.parametrize("saw_it", [False, True])

@@ -180,12 +180,12 @@ def check_prediction(workspace: Path, task: str) -> None:
     one = json.loads(line)
     for answer in [*lines, one]:
         if task == "classification":
-            assert set(answer) == {"id", "label", "probabilities"}
+            assert set(answer) == {"id", "label", "probabilities", "generation"}
             assert set(answer["probabilities"]) == {"billing", "login"}
             assert sum(answer["probabilities"].values()) == pytest.approx(1)
             assert answer["probabilities"][answer["label"]] == max(answer["probabilities"].values())
         else:
-            assert set(answer) == {"id", "text"}
+            assert set(answer) == {"id", "text", "generation"}
             assert isinstance(answer["text"], str)
 
 
