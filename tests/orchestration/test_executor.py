@@ -279,7 +279,7 @@ def test_a_worker_whose_attempt_ends_in_the_midst_of_writing_leaves_nothing(
         write_new(path, data)
         discard(ours)
 
-    monkeypatch.setattr("shards.store.write_new", overtaken)
+    monkeypatch.setattr("shards.place.write_new", overtaken)
     prepare(ours)
     with pytest.raises(StorageError, match="No such file"):
         work(ours, ToyTrainer())
