@@ -142,7 +142,7 @@ class Workspace:
                 host took over because this process was not heard of for too long.
             StorageError: if the storage is not there.
         """
-        with lock.exclusive(self.path / LOCK_FILE), self._turn.taken(), self.ledger.driven():
+        with lock.exclusive(self.path / LOCK_FILE), self.ledger.driven(), self._turn.taken():
             for place in (self.vault.place, self.store.place) if self.storage else ():
                 place.prepare()
             yield

@@ -21,7 +21,7 @@ from shards.workspace import Workspace
 from sisa.session import Session
 from tests.toy import toy_recipe, toy_session
 
-# A driver as it would be on another host: that host's name and boot, and a lock that nobody here sees.
+# A driver as it would be on another host: that host's name and boot, and locks that nobody here sees.
 DRIVER = """
 import sys, time
 from pathlib import Path
@@ -32,6 +32,7 @@ from shards.errors import LockedError
 path, host, life = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 mock.patch.object(lease, "this_host", lambda: lease.Host(host, f"boot of {host}")).start()
 mock.patch.object(workspace, "LOCK_FILE", f"../lock-{host}").start()
+mock.patch.object(workspace, "TURN_FILE", f"../turn-{host}").start()
 lease.LIFE_SECONDS, lease.RENEW_SECONDS = life, float(sys.argv[4])
 opened = workspace.Workspace.open(path)
 try:
@@ -162,6 +163,7 @@ def test_an_append_of_a_driver_without_its_lease_changes_nothing(session: Sessio
             patch.setattr(lease, "this_host", lambda: Host("far", "another boot"))
             patch.setattr(lease, "LIFE_SECONDS", 0.0)
             patch.setattr("shards.workspace.LOCK_FILE", "../other-lock")
+            patch.setattr("shards.workspace.TURN_FILE", "../other-turn")
             other = Workspace.open(session.workspace.path)
             with other.driving(), pytest.raises(LockedError, match="took over"):
                 ledger.append([("note", {})])
@@ -199,3 +201,19 @@ def test_a_token_is_shown_nowhere() -> None:
     ours = Lease.of_this_process()
     assert ours.token not in repr(ours)
     assert ours.token not in str(ours.refusal(Path("/w/ledger.sqlite")))
+
+
+def test_nobody_accepts_beside_a_driver_on_another_host(session: Session) -> None:
+    with (
+        driver(session, "far"),
+        session.workspace.writing(),
+        pytest.raises(LockedError, match="on host far"),
+    ):
+        session.workspace.ledger.append([("note", {})])
+
+
+def test_beside_a_driver_on_this_host_others_append(session: Session) -> None:
+    with session.workspace.driving(), session.workspace.giving_way():
+        beside = Workspace.open(session.workspace.path)
+        with closing(beside), beside.writing():
+            beside.ledger.append([("note", {"by": "an acceptor of this host"})])
