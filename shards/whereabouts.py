@@ -34,8 +34,6 @@ class Whereabouts:
 
     def follow(self, parts: Sequence[Part]) -> None:
         """Bring the index to the vault's current parts. Whoever drives the workspace calls this."""
-        if not parts and not self.path.exists():
-            return
         try:
             self._follow(parts)
         except (sqlite3.Error, OSError, SisaError):
@@ -43,6 +41,8 @@ class Whereabouts:
                 self.path.unlink(missing_ok=True)  # it is made anew at the next occasion
 
     def _follow(self, parts: Sequence[Part]) -> None:
+        if not parts and not self.path.exists():
+            return
         with self._opened(create=True) as db:
             known = dict(db.execute("SELECT file, number FROM parts"))
             db.execute("SELECT mark, part FROM places LIMIT 1")  # it is not another's file
