@@ -68,7 +68,7 @@ def test_of_two_at_once_the_second_is_refused_and_the_first_finishes(classificat
     with subprocess.Popen(
         [sys.executable, "-m", "sisa", "train", "-w", begun, "--json"], cwd=ROOT, stdout=subprocess.PIPE
     ) as first:
-        while not lock.held(begun / "lock"):
+        while not (lock.held(begun / "lock") and (begun / "lock").read_text()):  # and has said who holds it
             assert first.poll() is None
             time.sleep(0.001)
         stop_between_transactions(first, begun / "ledger.sqlite")
