@@ -60,13 +60,13 @@ def assert_verified(world: World) -> None:
         assert refuted(file, workspace.path) == []
 
 
-@examples(220)
+@examples(160)
 @given(recipe=recipes(), events=histories(st.none()))
 def test_any_history_equals_a_fresh_run(recipe: Recipe, events: list[Event]) -> None:
     play(recipe, events)
 
 
-@examples(220)
+@examples(160)
 @given(recipe=recipes(), events=histories(kills() | st.none()))
 def test_any_history_killed_anywhere_equals_a_fresh_run(recipe: Recipe, events: list[Event]) -> None:
     play(recipe, events)

@@ -55,6 +55,7 @@ FAULTS: dict[str, dict[str, int]] = {
     "half stored": {"shorten": 11},
     "stale listings": {"stale": 1},
 }
+SLOW = ("slow", "lost answers", "half stored")
 PATIENCE = 12  # runs until a command must have come through
 
 
@@ -173,7 +174,9 @@ def verified(session: Session) -> dict[str, set[str]]:
     return {outcome: {c.name for c in checks if c.outcome == outcome} for outcome in ("failed", "passed")}
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FAULTS]
+)
 def test_a_history_on_a_bucket_that_misbehaves_ends_as_it_does_here(
     fault: str, s3: S3Server, undisturbed: Ended, tmp_path: Path
 ) -> None:

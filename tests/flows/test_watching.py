@@ -287,7 +287,7 @@ def test_watching_survives_what_ends_a_turn(memory_path: Path) -> None:
     assert "Stopped. Run the same command again to continue:\n  sisa work --watch" in result.err
 
 
-@pytest.mark.parametrize("executor", ["inline", "ray"])
+@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_deletion_is_accepted_and_withdrawn_while_another_process_trains(tmp_path: Path, executor: str) -> None:
     path = begin(tmp_path / "workspace")
     with running("train", "-w", path, "--executor", executor, "--json-events") as process:
