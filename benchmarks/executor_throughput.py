@@ -54,7 +54,7 @@ class Sizes:
     rounds: int
 
 
-WHOLE = Sizes(1000, 8, 2, 6)
+WHOLE = Sizes(1000, 8, 2, 2)
 QUICK = Sizes(48, 4, 2, 1)
 
 
