@@ -60,13 +60,13 @@ def assert_verified(world: World) -> None:
         assert refuted(file, workspace.path) == []
 
 
-@examples(160)
+@examples(120)
 @given(recipe=recipes(), events=histories(st.none()))
 def test_any_history_equals_a_fresh_run(recipe: Recipe, events: list[Event]) -> None:
     play(recipe, events)
 
 
-@examples(160)
+@examples(120)
 @given(recipe=recipes(), events=histories(kills() | st.none()))
 def test_any_history_killed_anywhere_equals_a_fresh_run(recipe: Recipe, events: list[Event]) -> None:
     play(recipe, events)

@@ -341,6 +341,7 @@ def test_a_workspace_that_was_in_itself_is_not_swept_when_a_storage_is_named(tmp
     session.workspace.close()
 
 
+@pytest.mark.slow
 def test_real_adapters_on_a_bucket_that_refuses_are_those_of_the_workspace(
     s3: S3Server, tiny_bert: Path, tmp_path: Path
 ) -> None:

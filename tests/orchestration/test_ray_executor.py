@@ -67,7 +67,7 @@ def toy_setting(tmp_path: Path, tiny_llama: Path) -> Setting:
 @pytest.mark.parametrize(
     ("task", "workers"),
     [
-        ("classification", 1),
+        pytest.param("classification", 1, marks=pytest.mark.slow),
         ("causal-lm", 2),
         pytest.param("classification", 2, marks=pytest.mark.slow),
         pytest.param("causal-lm", 1, marks=pytest.mark.slow),
