@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
+from ray.exceptions import RayError
 
 from shards.errors import ConfigError, OperationError
 
@@ -61,7 +62,10 @@ def _connect(settings: Mapping[str, Any], *, closed: bool) -> None:
             ray.init(**settings)
     except (TypeError, ValueError) as error:
         raise ConfigError("settings that ray.init accepts", str(error), "mend ray_init in sisa.yaml") from error
-    except Exception as error:  # a cluster that did not come up is told by Ray as a bare Exception
+    except Exception as error:
+        # Ray tells of a cluster that did not come up by these, or by a bare Exception; the rest is a defect.
+        if type(error) is not Exception and not isinstance(error, (OSError, RuntimeError, RayError)):
+            raise
         where = "on this machine" if settings["address"] == "local" else f"at {settings['address']}"
         raise OperationError(
             f"a Ray cluster {where}",

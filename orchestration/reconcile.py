@@ -102,7 +102,7 @@ def reconcile(
         IntegrityError: if a damaged checkpoint, trained again, has other bits than its fact says.
     """
     workspace.sweep()
-    plan = workspace.plan()
+    asked, plan = workspace.book.asked(), workspace.plan()
     recorded = workspace.book.live()
     intact = workspace.intact()
     chains = [chain for chain in schedule(plan, intact, recorded) if shards is None or chain.shard in shards]
@@ -125,7 +125,8 @@ def reconcile(
             elif outcome.error is not None:
                 errors.append(failure(outcome.error, outcome.shard))
             progress(Progress(len(trained), total, outcome, sizes))
-    now = workspace.plan()  # a deletion may have been accepted, or withdrawn, while steps were trained
+    # A deletion may have been accepted, or withdrawn, while steps were trained.
+    now = plan if workspace.book.asked() == asked else workspace.plan()
     manifest = publish(workspace, now)
     # An ingest may have put a record before stored steps; what no plan has any more is dropped. What only
     # a deletion accepted meanwhile makes fall waits for its turn.
@@ -215,8 +216,7 @@ def purge(workspace: Workspace, keys: frozenset[str], request_ids: tuple[str, ..
 
 def _purge_fallen(workspace: Workspace, fallen: frozenset[str]) -> None:
     """Purge what fell, in the name of every open request that was to make it fall."""
-    done = workspace.book.completed()
-    waiting = [request for _, request in workspace.book.requests() if request.request_id not in done]
+    waiting = workspace.book.open_requests()
     foretold = {request.request_id: request.purged & fallen for request in waiting if request.purged & fallen}
     exposed = frozenset[str]().union(*foretold.values())
     purge(workspace, exposed, tuple(foretold))

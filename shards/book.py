@@ -235,6 +235,20 @@ class Book:
             )
         return self._known[fact.seq, retired]
 
+    def open_requests(self) -> list[DeletionRequest]:
+        """Requests that were never certified, oldest first."""
+        done = self.completed()
+        return [request for _, request in self.requests() if request.request_id not in done]
+
+    def begun(self) -> frozenset[str]:
+        """IDs of the requests some of whose records were erased: there is no way back."""
+        named = self._each(lambda fact: frozenset[str](fact.body["requests"]), kinds.ERASURE)
+        return frozenset[str]().union(*named)
+
+    def asked(self) -> int:
+        """Number of the newest fact by which deletions were accepted or withdrawn."""
+        return self.ledger.last(kinds.REQUEST, kinds.CANCEL)
+
     def withdrawn(self) -> list[Fact]:
         """Facts of the requests that were withdrawn before they were begun, oldest first."""
         named = set(self._each(lambda fact: int(fact.body["fact"]), kinds.CANCEL))

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from shards import kinds
 from shards.errors import IntegrityError
 from shards.layout import Assignment
 from shards.lineage import Checkpoint
@@ -133,15 +132,12 @@ def _clean(head: Head, live: Mapping[str, Checkpoint], fallen: Set[str]) -> Head
 def _held(workspace: Workspace) -> dict[int, dict[int, int]]:
     """Shard → slice → how many records survive there, before anything is forgotten now."""
     parts = workspace.book.parts()
-    done = workspace.book.completed()
-    waiting = {
-        bytes.fromhex(tag)
-        for _, request in workspace.book.requests()
-        if request.request_id not in done
-        for tag in request.tags
-    }
+    begun, waiting, present = workspace.book.begun(), set[bytes](), 0
+    for request in workspace.book.open_requests():
+        waiting.update(map(bytes.fromhex, request.tags))
+        present += len(request.tags) if request.request_id not in begun else 0
     places = workspace.whereabouts.find(waiting, parts) if waiting else {}
-    if places is None or len(places) < len(waiting - _erased(workspace)):
+    if places is None or len(places) < present:  # the index lacks what was not erased yet
         places = {tag: part for tag, part in workspace.vault.tags(parts).items() if tag in waiting}
     doomed = Counter((part.shard, part.slice) for part in places.values())
     held: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
@@ -150,17 +146,6 @@ def _held(workspace: Workspace) -> dict[int, dict[int, int]]:
     for (shard, number), count in doomed.items():
         held[shard][number] -= count
     return held
-
-
-def _erased(workspace: Workspace) -> set[bytes]:
-    """Tags of requests that were begun: some of their records, or all, are in no part any more."""
-    begun = {name for fact in workspace.ledger.facts(kinds.ERASURE) for name in fact.body["requests"]}
-    return {
-        bytes.fromhex(tag)
-        for _, request in workspace.book.requests()
-        if request.request_id in begun
-        for tag in request.tags
-    }
 
 
 def _steps(slices: Mapping[int, int], rehearsal: float) -> Iterator[tuple[int, float]]:
@@ -180,7 +165,9 @@ def _exposed(workspace: Workspace, going: Going) -> dict[int, list[str]]:
     """
     fallen: dict[int, list[str]] = defaultdict(list)
     keys: set[str] = set()
-    for made in sorted(workspace.book.live().values(), key=lambda made: made.link.slice):
+    shards = {place.shard for place in going}
+    live = [made for made in workspace.book.live().values() if made.link.shard in shards]
+    for made in sorted(live, key=lambda made: made.link.slice):
         tags = going.get(Assignment(made.link.shard, made.link.slice), frozenset())
         if made.link.parent in keys or (tags and _saw(workspace, made, tags)):
             keys.add(made.key)

@@ -13,7 +13,6 @@ the ledger is made, because SQLite swallows an error when it syncs the directory
 
 from __future__ import annotations
 
-import base64
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,85 +22,19 @@ from heapq import merge
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shards import kinds, lease
-from shards.digest import canonical_json, parse_json, tree_leaf
+from shards import lease
+from shards.digest import canonical_json, parse_json
 from shards.errors import IntegrityError, StorageError
 from shards.fact import Fact
 from shards.files import fsync_directory, storage
-from shards.keys import is_succession, read_public_key
+from shards.logtree import LogTree, Row
 from shards.migrations import migrate
-from shards.note import TreeHead, read_head, sign_head, signed_by
-from shards.tlog import Peaks, consistency_proof, inclusion_proofs
+from shards.note import sign_head
+from shards.tlog import consistency_proof, inclusion_proofs
 
 _BUSY_SECONDS = 30
-
-
-_Row = tuple[int, str, str, str]
-
-
-class _Tree:
-    """The log's tree, its name and its signing keys, as facts are taken in one after the other."""
-
-    def __init__(self) -> None:
-        self.leaves: list[bytes] = []
-        self.peaks = Peaks()
-        self.origin = ""
-        self.keys: list[Ed25519PublicKey] = []
-
-    def take(self, row: _Row) -> None:
-        """Take in the next fact; its text is hashed as it is stored, canonical or not.
-
-        Raises:
-            ValueError: if it is not the next one, or no fact.
-        """
-        seq, kind, body, created = row
-        if seq != len(self.leaves) + 1:
-            raise ValueError(f"fact {len(self.leaves) + 1} is missing")
-        if (kind == kinds.GENESIS) != (seq == 1):
-            raise ValueError(f"fact {seq} is {kind!r}: a log begins with its genesis, and with nothing else")
-        try:
-            named = [canonical_json(value).decode() for value in (created, kind)]
-            text = f'{{"body":{body},"created":{named[0]},"kind":{named[1]},"seq":{seq}}}'
-            self.leaves.append(tree_leaf(text.encode()))
-            self.peaks.append(self.leaves[-1])
-            if kind in (kinds.GENESIS, kinds.KEY):
-                fact = parse_json(body)
-                key = read_public_key(fact["public_key"].encode())
-                if kind == kinds.KEY and not is_succession(self.keys[-1], self.origin, fact):
-                    raise ValueError("the signing key before did not endorse this one")
-                self.keys.append(key)
-            if kind == kinds.GENESIS:
-                self.origin = fact["log"]
-                self.head()  # refuses what cannot name a log
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"fact {seq} is damaged ({error})") from error
-
-    def head(self) -> TreeHead:
-        """The head over everything taken in."""
-        return TreeHead(self.origin, len(self.leaves), self.peaks.root())
-
-    def covers(self, note: str) -> bool:
-        """Does ``note`` begin with the text of exactly this tree's head? Its signature is not looked at."""
-        root = base64.b64encode(self.peaks.root()).decode()
-        return note.startswith(f"{self.origin}\n{len(self.leaves)}\n{root}\n\n")
-
-    def refuses(self, size: int, note: str) -> str:
-        """Why ``note``, kept under ``size``, is no signed head of exactly this tree; empty if it is."""
-        if not self.keys:
-            return "the log does not begin with its genesis"
-        if size != len(self.leaves):
-            return f"there are {len(self.leaves)}, and a tree head of {size}"
-        try:
-            stated = read_head(note)
-        except ValueError as error:
-            return f"its tree head is damaged ({error})"
-        if stated != self.head():
-            return f"tree head {stated.size} was signed over other facts"
-        if not signed_by(note, self.keys[-1]):
-            return f"tree head {stated.size} is not signed by the log's key"
-        return ""
 
 
 class Ledger:
@@ -120,8 +53,8 @@ class Ledger:
         """
         self.path = path
         self._signing_key = signing_key
-        self._tree = _Tree()
-        self._read: dict[str, list[_Row]] = defaultdict(list)  # by kind; facts are appended and never edited
+        self._tree = LogTree()
+        self._read: dict[str, list[Row]] = defaultdict(list)  # by kind; facts are appended and never edited
         self._known: dict[int, Fact] = {}
         self._last = 0
         with storage(f"find the ledger {path}"):
@@ -173,11 +106,11 @@ class Ledger:
         with self._writing():
             lease.release(self._db, ours)
 
-    def driven_elsewhere(self) -> bool:
-        """Does a driver on another host hold the lease? This is a read-only operation."""
+    def driven_elsewhere(self) -> lease.Lease | None:
+        """The lease of a driver on another host, if there is one. This is a read-only operation."""
         with self._errors():
             found = lease.read(self._db)
-        return found is not None and found.stands_against(lease.Lease.of_this_process())
+        return found if found is not None and found.stands_against(lease.Lease.of_this_process()) else None
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -219,7 +152,7 @@ class Ledger:
                 note = self._sealed(rows, key)
                 self._db.execute("INSERT INTO heads (size, note) VALUES (?, ?)", (len(self._tree.leaves), note))
         except BaseException:
-            self._tree = _Tree()  # read anew from what turns out to be stored
+            self._tree = LogTree()  # read anew from what turns out to be stored
             raise
         return [self._fact(row) for row in rows]
 
@@ -231,7 +164,7 @@ class Ledger:
         if problem:
             raise _broken(self.path, problem)
 
-    def _sealed(self, rows: Sequence[_Row], key: Ed25519PrivateKey | None) -> str:
+    def _sealed(self, rows: Sequence[Row], key: Ed25519PrivateKey | None) -> str:
         """The signed head after ``rows``, which are taken in."""
         signer = key or self._signing_key()
         self._take(rows)
@@ -243,14 +176,14 @@ class Ledger:
             )
         return sign_head(self._tree.head(), signer)
 
-    def _take(self, rows: Iterable[_Row]) -> None:
+    def _take(self, rows: Iterable[Row]) -> None:
         try:
             for row in rows:
                 self._tree.take(row)
         except ValueError as error:
             raise _broken(self.path, str(error)) from error
 
-    def _rows(self, after: int = 0) -> list[_Row]:
+    def _rows(self, after: int = 0) -> list[Row]:
         query = "SELECT seq, kind, body, created FROM facts WHERE seq > ? ORDER BY seq"
         return self._db.execute(query, (after,)).fetchall()
 
@@ -278,7 +211,7 @@ class Ledger:
                 self._read[row[1]].append(row)
             self._last = row[0]
 
-    def _understood(self, row: _Row) -> Fact:
+    def _understood(self, row: Row) -> Fact:
         if row[0] not in self._known:
             self._known[row[0]] = self._fact(row)
         return self._known[row[0]]
@@ -288,7 +221,7 @@ class Ledger:
         with self._errors():
             return [self._fact(row) for row in self._rows(size)]
 
-    def _fact(self, row: _Row) -> Fact:
+    def _fact(self, row: Row) -> Fact:
         seq, kind, body, created = row
         try:
             return Fact(seq, kind, parse_json(body.encode()), created)
@@ -305,7 +238,7 @@ class Ledger:
         Args:
             every_signature: of older heads too; the newest one's covers every fact.
         """
-        tree = _Tree()
+        tree = LogTree()
         with self._reading():
             rows = self._rows()
             heads = self._db.execute("SELECT size, note FROM heads ORDER BY size").fetchall()

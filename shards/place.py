@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -178,7 +178,12 @@ class LocalPlace:
 
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(file.stat().st_size for file in self.root.rglob("*") if file.is_file())
+        total = 0
+        for directory, _, names in os.walk(self.root):
+            for name in names:
+                with suppress(FileNotFoundError):  # an attempt may end while it is counted
+                    total += (Path(directory) / name).lstat().st_size
+        return total
 
 
 def places(place: Place, root: Path) -> tuple[Place, ...]:

@@ -20,22 +20,18 @@ STORAGE/LOG/manifest.json  what is served (``shards/publication.py``)
 
 from __future__ import annotations
 
-import errno
 import re
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Set
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import yaml
-
 from shards import kinds, lock
 from shards.book import Book, Pinned
 from shards.commitments import commit_slice, empty_slice, leaves_object, read_leaves
+from shards.configured import configured_storage
 from shards.digest import tensor_digest
-from shards.errors import ConfigError, InputError, IntegrityError, RecipeMismatchError, SisaError
+from shards.errors import InputError, IntegrityError, RecipeMismatchError, SisaError
 from shards.files import TEMPORARY, remove, storage
 from shards.keyfiles import NEXT_FILE, PRIVATE_FILE, PUBLIC_FILE, ROOT_FILE, read_keyring, read_signing_key
 from shards.keys import Keyring
@@ -44,7 +40,7 @@ from shards.ledger import Ledger
 from shards.lineage import Checkpoint, unpack_tags
 from shards.place import Place
 from shards.plan import Chain, Plan, make_chain, make_plan
-from shards.remote import local_path, place_at
+from shards.remote import place_at
 from shards.store import Store
 from shards.turn import Turn
 from shards.vault import Part, StoredRecord, Vault, record_tag
@@ -53,13 +49,11 @@ from shards.whereabouts import Whereabouts
 CONFIG_FILE = "sisa.yaml"
 SEEN_FILE = "tags"
 SCRATCH = "replay-"
-SCRATCH_ELSEWHERE = "sisa-replay-"  # in the temporary directory, where the workspace may not be written to
 LOCK_FILE = "lock"
 TURN_FILE = "lock.write"
 INDEX_FILE = "index.sqlite"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _OWN = (CONFIG_FILE, "keys", "vault", "store", "certificates", LOCK_FILE, TURN_FILE, INDEX_FILE)
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast: every worker opens for every step
 
 
 class Workspace:
@@ -69,7 +63,7 @@ class Workspace:
         self.path = path
         self.ledger = ledger
         self.keys = keys
-        self.storage = configured_storage(path)
+        self.storage = configured_storage(path / CONFIG_FILE)
         self.store = Store(path / "store", self.place("store"))
         self.book = Book(ledger, self.store)
         self.vault = Vault(path / "vault", self.place("vault"))
@@ -165,7 +159,7 @@ class Workspace:
 
     def driven(self) -> bool:
         """Does a live process drive the workspace, on this host or another? This is a read-only operation."""
-        return lock.held(self.path / LOCK_FILE) or self.ledger.driven_elsewhere()
+        return lock.held(self.path / LOCK_FILE) or self.ledger.driven_elsewhere() is not None
 
     def close(self) -> None:
         """Close the ledger."""
@@ -363,30 +357,6 @@ class Workspace:
             found = [(entry, names) for directory, names in ours.items() for entry in directory.iterdir()]
         return sorted(entry for entry, names in found if entry.name not in names and entry not in left)
 
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """A directory for a replay's checkpoints.
-
-        It lies in the workspace, so that a driver that comes along sweeps what a killed replay left,
-        and ends a running one: a deletion does not wait for replays. Only where the workspace may not
-        be written to (an auditor's view of it) is it a temporary directory. Its lock tells that it is in use.
-
-        Raises:
-            StorageError: if there is no room.
-        """
-        try:
-            directory = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=self.path))
-        except OSError as error:
-            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-                with storage(f"make a place for a replay in {self.path}"):
-                    raise
-            directory = Path(tempfile.mkdtemp(prefix=SCRATCH_ELSEWHERE))
-        try:
-            with lock.exclusive(directory / LOCK_FILE):
-                yield directory
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
-
     def pin(self, recipe: dict[str, object], digest: str, namespace: str) -> tuple[str, dict[str, object]]:
         """The fact that pins a recipe."""
         return kinds.RECIPE, {
@@ -403,35 +373,10 @@ def open_store(workspace: Path, root: Path) -> Store:
     Raises:
         SisaError: as :meth:`Workspace.open` does.
     """
-    if configured_storage(workspace) is None:
+    if configured_storage(workspace / CONFIG_FILE) is None:
         return Store(root)
     with closing(Workspace.open(workspace)) as opened:
         return opened.store_at(root)
-
-
-def configured_storage(path: Path) -> str | None:
-    """Where the workspace in ``path`` keeps records and checkpoints; None: in itself.
-
-    Every opener reads this one key of sisa.yaml, so nobody has to be told.
-
-    Raises:
-        ConfigError: if it cannot be read, or lies inside the workspace.
-        InputError: if it is no location.
-    """
-    file = path / CONFIG_FILE
-    try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader) if file.exists() else None  # noqa: S506
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"YAML in {file}", " ".join(str(error).split()), "mend it") from error
-    location = values.get("storage") if isinstance(values, dict) else None
-    if location is None:
-        return None
-    if not isinstance(location, str):
-        raise ConfigError(f"storage in {file} as text", repr(location), "write an absolute path or a URI")
-    directory = local_path(location, "storage")
-    if directory is not None and directory.resolve().is_relative_to(path.resolve()):
-        raise ConfigError("storage outside the workspace, or null for inside", location, "choose another directory")
-    return location
 
 
 def _ended(path: Path, when: str) -> InputError:

@@ -246,10 +246,10 @@ def finish_requests(
         LawViolationError: if the law does not hold; nothing is certified then.
     """
     workspace = session.workspace
-    asked = _asked(workspace)
+    asked = workspace.book.asked()
     done = _finish(session, executor, trainer, report, restart_shards, only)
-    while _asked(workspace) != asked:
-        asked, left = _asked(workspace), unfinished_requests(workspace)
+    while workspace.book.asked() != asked:
+        asked, left = workspace.book.asked(), unfinished_requests(workspace)
         if only is not None:
             left = [one for one in left if one.request_id in only]
         stale = any(isinstance(error, StalePlanError) for error in done.errors)
@@ -258,10 +258,6 @@ def finish_requests(
         only = None if only is None else at_hand(workspace, left)
         done += _finish(session, executor, trainer, report, restart_shards, only)
     return done
-
-
-def _asked(workspace: Workspace) -> int:
-    return workspace.ledger.last(kinds.REQUEST, kinds.CANCEL)
 
 
 def _finish(

@@ -53,8 +53,7 @@ def hold(
 def _refuse_waiting(workspace: Workspace, ids: Sequence[str], subjects: Sequence[str]) -> None:
     """A hold would not stop what is accepted already, and must not seem to."""
     book = workspace.book
-    begun = {name for fact in book.ledger.facts(kinds.ERASURE) for name in fact.body["requests"]}
-    waiting = [one for _, one in book.requests() if one.request_id not in begun | book.completed().keys()]
+    waiting = [one for one in book.open_requests() if one.request_id not in book.begun()]
     tags = {workspace.tag(one).hex() for one in ids} if waiting else set()
     owners = {_subject_tag(workspace, subject) for subject in subjects} if waiting else set()
     for request in waiting:

@@ -7,6 +7,7 @@ and each gets its own certificate.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from shards.deletion import DeletionRequest
 from shards.errors import InputError, LockedError, SisaError, UnknownRecordError
 from shards.fact import Fact
 from shards.plan import make_plan
+from shards.vault import StoredRecord
 from shards.workspace import Workspace
 from sisa.config import RunOptions
 from sisa.delete import finish_requests, unfinished_requests
@@ -129,7 +131,7 @@ def cancel(session: Session, request_id: str) -> None:
         if found is None:
             raise UnknownRecordError("the ID of a request", quoted(request_id), "see `sisa requests`")
         fact, request = found
-        if request not in unfinished_requests(workspace) or request_id in _begun(workspace):
+        if request not in unfinished_requests(workspace) or request_id in workspace.book.begun():
             raise InputError(
                 f"a request {request_id} that was not begun",
                 "one whose records are erased" if request.tags else "one that is completed",
@@ -141,23 +143,22 @@ def cancel(session: Session, request_id: str) -> None:
                 "another process",
                 "wait for it to end; a request made with --queue can be withdrawn at any time",
             )
-        _refuse_two_versions(workspace, request)
-        # What comes back is committed to again in the same transaction: an ingest may have left it out.
         others = [one for _, one in workspace.book.requests() if one != request]
-        still = {bytes.fromhex(tag) for one in others for tag in one.tombstones}
-        back = make_plan(workspace.held(still), workspace.layout(), workspace.pinned().digest)
+        survivors = workspace.held({bytes.fromhex(tag) for one in others for tag in one.tombstones})
+        _refuse_two_versions(survivors)
+        # What comes back is committed to again in the same transaction: an ingest may have left it out.
+        plan = make_plan(survivors, workspace.layout(), workspace.pinned().digest)
         withdrawal = {"request_id": request_id, "fact": fact.seq}
-        workspace.ledger.append([(kinds.CANCEL, withdrawal), *workspace.recommit(back)])
-        publish(workspace, workspace.plan())
+        workspace.ledger.append([(kinds.CANCEL, withdrawal), *workspace.recommit(plan)])
+        publish(workspace, plan)
     with suppress(LockedError), session.driving():  # else whoever drives sweeps what nothing names any more
         workspace.sweep()
 
 
-def _refuse_two_versions(workspace: Workspace, request: DeletionRequest) -> None:
+def _refuse_two_versions(survivors: Sequence[StoredRecord]) -> None:
     """A record that was taken in again as a new version meanwhile cannot come back beside it."""
-    tags = {bytes.fromhex(tag) for tag in request.tags}
-    back = {one.record.id for one in workspace.held(frozenset()) if one.tag in tags}
-    again = sorted({one.record.id for one in workspace.survivors()} & back)
+    versions = Counter(one.record.id for one in survivors)
+    again = sorted(record_id for record_id, count in versions.items() if count > 1)
     if again:
         raise InputError(
             "records that can come back",
@@ -177,7 +178,7 @@ def list_requests(session: Session, now: datetime | None = None) -> list[dict[st
     workspace, now = session.workspace, now or datetime.now(UTC)
     rules = policy(session.options)
     unfinished = unfinished_requests(workspace)
-    turn, begun, failed = _turn(session, unfinished, now), _begun(workspace), _failed(workspace)
+    turn, begun, failed = _turn(session, unfinished, now), workspace.book.begun(), _failed(workspace)
     pending = {one.request_id: one for one in _pending(workspace, unfinished)}
     order = [request.request_id for request in unfinished]
     missing = _missing(workspace) if unfinished else frozenset()
@@ -217,7 +218,7 @@ def _ended(fact: Fact, state: str) -> dict[str, Any]:
 
 def _turn(session: Session, unfinished: Sequence[DeletionRequest], now: datetime) -> frozenset[str]:
     """Requests whose turn it is: queued ones by the policy, and all that was begun or never queued."""
-    begun = _begun(session.workspace)
+    begun = session.workspace.book.begun()
     at_once = {request.request_id for request in unfinished if not request.queued or request.request_id in begun}
     waiting = _pending(session.workspace, [request for request in unfinished if request.request_id not in at_once])
     asked = _pending(session.workspace, [request for _, request in session.workspace.book.requests()])
@@ -242,11 +243,6 @@ def _pending(workspace: Workspace, requests: Sequence[DeletionRequest]) -> list[
         )
         for request in requests
     ]
-
-
-def _begun(workspace: Workspace) -> frozenset[str]:
-    """Requests some of whose records were erased: there is no way back."""
-    return frozenset(str(name) for fact in workspace.ledger.facts(kinds.ERASURE) for name in fact.body["requests"])
 
 
 def _failed(workspace: Workspace) -> frozenset[str]:

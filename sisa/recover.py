@@ -8,7 +8,7 @@ that history was lost; nothing hides that (``docs/backups.md``).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,9 @@ from shards.fact import Fact
 from shards.forgetting import Going
 from shards.layout import Assignment
 from shards.note import read_head
+from shards.publication import announce
 from shards.targets import Targets
+from shards.vault import Part
 from shards.workspace import Workspace
 from sisa.acceptance import apply
 from sisa.anchoring import (
@@ -83,6 +85,7 @@ def recover(
     if location is None:
         raise InputError("an anchor to recover from", "none in sisa.yaml", "set anchor, or see docs/backups.md")
     with workspace.driving():
+        announce(workspace)  # refuses a storage that was not restored with the workspace
         anchor = open_anchor(workspace, location)
         anchored = anchored_head(anchor)
         if anchored is None:
@@ -109,6 +112,7 @@ def recover(
         again = [request for _, request in workspace.book.requests() if request.object in retirements]
         retired = tuple(request.request_id for request in again if not request.retired)
         retire_requests(workspace, retired, "destroyed before the backup was restored")
+        announce(workspace)
         session.anchor()
     return Recovered(
         lost=max(0, head.size - size) if problem else 0,
@@ -118,13 +122,12 @@ def recover(
     )
 
 
-def _held(workspace: Workspace, targets: Targets) -> Going:
+def _going(held: Mapping[bytes, Part], targets: Targets, forgotten: Set[bytes]) -> Going:
     """Where the backup holds the records of a request: it may hold any of their versions."""
-    going = frozenset(map(bytes.fromhex, targets.tombstones)) - workspace.book.tombstones()
     places: dict[Assignment, set[bytes]] = defaultdict(set)
-    for tag, part in workspace.vault.tags(workspace.book.parts()).items():
-        if tag in going:
-            places[Assignment(part.shard, part.slice)].add(tag)
+    for tag in map(bytes.fromhex, targets.tombstones):
+        if tag in held and tag not in forgotten:
+            places[Assignment(held[tag].shard, held[tag].slice)].add(tag)
     return {place: frozenset(tags) for place, tags in places.items()}
 
 
@@ -154,7 +157,9 @@ def _reapply(workspace: Workspace, anchor: Anchor, note: str, known: Set[str]) -
         again[name] = fact, files
     size = read_head(workspace.ledger.head()).size
     workspace.ledger.append([(kinds.RESTORE, {"lost_head": note, "from": size, "requests": list(again)})])
+    held = workspace.vault.tags(workspace.book.parts())
     for name, (fact, files) in again.items():
         targets = Targets.from_files(files)
-        apply(workspace, targets, _held(workspace, targets), name, fact.body["references"], fact.body["backup_days"])
+        going = _going(held, targets, workspace.book.tombstones())
+        apply(workspace, targets, going, name, fact.body["references"], fact.body["backup_days"])
     return tuple(again)

@@ -10,6 +10,7 @@ from orchestration.schedule import schedule
 from shards.checks import Check, judged, unchecked
 from shards.lineage import Checkpoint
 from shards.plan import Plan
+from shards.scratch import scratch
 from shards.workspace import Workspace
 from sisa.session import Report, silent
 
@@ -57,11 +58,11 @@ def replay(
     hindered: dict[int, str] = {}
     total = sum(len(chain.steps) for chain in chains)
     done = 0
-    with workspace.scratch() as scratch:
+    with scratch(workspace.path) as directory:
         orders = schedule(Plan(plan.recipe, tuple(chains)), {})
         sizes = records_in(orders)
         report(Progress(0, total, None, sizes))
-        for outcome in executor.run(orders, trainer, workspace.path, scratch):
+        for outcome in executor.run(orders, trainer, workspace.path, directory):
             done += 1
             report(Progress(done, total, outcome, sizes))
             problem, hindrance = _compared(outcome, live)

@@ -25,8 +25,9 @@ from shards.checks import Check, unchecked
 from shards.errors import StorageError
 from shards.needles import Needle, What, patterns_of
 from shards.records import listed
+from shards.scratch import ELSEWHERE
 from shards.unpacked import BROKEN, HEAD, Base64, chunks, opener_of
-from shards.workspace import LOCK_FILE, SCRATCH_ELSEWHERE
+from shards.workspace import LOCK_FILE
 
 LARGEST_INNER = 64 << 20  # bytes; an archive inside an archive is held in memory
 DEEPEST = 2  # a file is 0, what is packed in it 1, what is packed in that 2
@@ -226,7 +227,7 @@ def replay_directories() -> list[Path]:
 
     A live replay holds its directory's lock and removes the directory itself.
     """
-    left = sorted(Path(tempfile.gettempdir()).glob(f"{SCRATCH_ELSEWHERE}*"))
+    left = sorted(Path(tempfile.gettempdir()).glob(f"{ELSEWHERE}*"))
     return [path for path in left if not _in_use(path)]
 
 

@@ -71,10 +71,14 @@ def status(session: Session) -> dict[str, Any]:
 
 def running(workspace: Workspace) -> dict[str, Any] | None:
     """Who drives the workspace now, since when, and how many of the steps begun since are done; None: nobody."""
-    file = workspace.path / LOCK_FILE
-    if not lock.held(file):
+    file, elsewhere = workspace.path / LOCK_FILE, workspace.ledger.driven_elsewhere()
+    if lock.held(file):
+        holder = file.read_text()
+        since = datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="milliseconds")
+    elif elsewhere is not None:
+        holder, since = f"process {elsewhere.process} on host {elsewhere.host.name}", elsewhere.since
+    else:
         return None
-    since = datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="milliseconds")
     begun = {
         step["checkpoint"]: fact.seq
         for fact in workspace.ledger.facts(kinds.RUN)
@@ -83,7 +87,7 @@ def running(workspace: Workspace) -> dict[str, Any] | None:
     }
     made = {stored.checkpoint.key: stored.seq for stored in workspace.book.checkpoints()}
     done = sum(made.get(key, -1) > seq for key, seq in begun.items())
-    return {"holder": file.read_text(), "since": since, "steps": {"done": done, "total": len(begun)}}
+    return {"holder": holder, "since": since, "steps": {"done": done, "total": len(begun)}}
 
 
 def _state(request: DeletionRequest, certified: bool, unfinished: bool) -> str:

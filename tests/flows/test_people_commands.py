@@ -11,21 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from sisa.config import Settings, write_settings
-from sisa.session import Session
 from tests.flows.helpers import done, failed, outcomes, refused, settings, sisa, unchanged
-from tests.sisa.trained import rows, trained
-from tests.toy import ToyTrainer
+from tests.sisa.trained import configured, rows
 
 
 @pytest.fixture
 def workspace(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A trained toy workspace with a configuration that the command line can read."""
-    session = trained(memory_path / "workspace")
-    write_settings(session.workspace.path, Settings(recipe=session.recipe, options=session.options))
-    session.workspace.close()
-    monkeypatch.setattr(Session, "trainer", lambda _: ToyTrainer())
-    return session.workspace.path
+    return configured(memory_path / "workspace", monkeypatch)
 
 
 def mode(file: Path) -> int:

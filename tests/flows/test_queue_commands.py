@@ -17,20 +17,13 @@ import pytest
 
 from shards.lock import exclusive
 from shards.workspace import LOCK_FILE
-from sisa.config import Settings, write_settings
-from sisa.session import Session
 from tests.flows.helpers import done, refused, sisa
-from tests.sisa.trained import trained
-from tests.toy import ToyTrainer
+from tests.sisa.trained import configured
 
 
 @pytest.fixture
 def workspace(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    session = trained(memory_path / "workspace")
-    write_settings(session.workspace.path, Settings(recipe=session.recipe, options=session.options))
-    session.workspace.close()
-    monkeypatch.setattr(Session, "trainer", lambda _: ToyTrainer())
-    return session.workspace.path
+    return configured(memory_path / "workspace", monkeypatch)
 
 
 def states(workspace: Path) -> dict[str, str]:

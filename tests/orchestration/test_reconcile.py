@@ -15,6 +15,8 @@ from orchestration.reconcile import Progress, Reconciled, publish, purge, reconc
 from shards import kinds
 from shards.errors import EnvironmentMismatchError, StepFailedError
 from shards.law import check_law
+from shards.plan import Plan
+from shards.workspace import Workspace
 from sisa.ingest import ingest
 from sisa.session import Session
 from sisa.train import train
@@ -57,6 +59,19 @@ def test_exactly_the_missing_steps_are_trained(session: Session) -> None:
     assert second.manifest == first.manifest, "a manifest that changes nothing is no new generation"
     assert {head.checkpoint for head in first.manifest.heads} == {c.head.key for c in plan.chains if c.head}
     assert_lawful(session)
+
+
+def test_what_did_not_change_meanwhile_is_planned_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Plan] = []
+    plan = Workspace.plan
+
+    def counted(workspace: Workspace) -> Plan:
+        planned.append(plan(workspace))
+        return planned[-1]
+
+    monkeypatch.setattr(Workspace, "plan", counted)
+    run(session)
+    assert len(planned) == 1
 
 
 def test_slices_are_committed_to_before_training_on_them_begins_and_that_is_logged_before_it_ends(

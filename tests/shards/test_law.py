@@ -22,6 +22,7 @@ from shards.ledger import Ledger
 from shards.lineage import Checkpoint, pack_tags
 from shards.manifest import ModelManifest
 from shards.references import FILE, References
+from shards.scratch import scratch
 from shards.vault import Part, StoredRecord
 from shards.workspace import SEEN_FILE, Workspace
 from sisa.acceptance import accept
@@ -434,8 +435,8 @@ def test_the_book_says_what_each_slice_consists_of_now_and_did_before(session: S
 
 def test_the_scratch_of_a_live_replay_is_no_stray_and_that_of_a_killed_one_is(session: Session) -> None:
     outcomes = {check.name: check.outcome for check in check_law(session.workspace)}
-    with session.workspace.scratch() as scratch:
+    with scratch(session.workspace.path) as directory:
         assert {check.name: check.outcome for check in check_law(session.workspace)} == outcomes
-        scratch.with_name(f"{scratch.name}-killed").mkdir()
+        directory.with_name(f"{directory.name}-killed").mkdir()
         (check,) = [check for check in check_law(session.workspace) if check.name == STRAYS]
         assert check.outcome == "failed"

@@ -19,6 +19,7 @@ from shards.errors import LockedError
 from shards.lease import Host, Lease, this_host
 from shards.workspace import Workspace
 from sisa.session import Session
+from sisa.status import running
 from tests.toy import toy_recipe, toy_session
 
 # A driver as it would be on another host: that host's name and boot, and locks that nobody here sees.
@@ -100,6 +101,9 @@ def test_a_driver_on_another_host_is_refused_and_told_who_drives_since_when_and_
         assert "since 20" in caught.value.found
         assert "runs until 20" in caught.value.found
         assert session.workspace.driven()
+        told = running(session.workspace)
+        assert told is not None
+        assert told["holder"] == f"process {far.process.pid} on host far"
         with driver(session, "farther") as farther:
             assert farther.first.startswith(f"refused: process {far.process.pid} on host far")
         assert far.write() == "wrote"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,12 @@ def test_files_and_sets_come_back_and_are_gone_when_removed(place: Place) -> Non
         assert not place.remove(name)
     assert place.names() == frozenset()
     assert place.size() == 0
+
+
+def test_what_vanishes_while_it_is_counted_has_no_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").write_bytes(b"1234")
+    monkeypatch.setattr(os, "walk", lambda _: [(str(tmp_path), [], ["here", "gone"])])
+    assert LocalPlace(tmp_path).size() == 4
 
 
 def test_what_is_not_there_is_absent_and_not_empty(place: Place) -> None:

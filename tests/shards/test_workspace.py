@@ -18,6 +18,7 @@ from shards.keyfiles import NEXT_FILE, PUBLIC_FILE, ROOT_FILE
 from shards.note import read_head
 from shards.plan import Plan, make_plan
 from shards.references import FILE, References
+from shards.scratch import scratch
 from shards.vault import StoredRecord
 from shards.workspace import Workspace
 from sisa.acceptance import accept
@@ -262,7 +263,7 @@ def test_a_private_key_that_a_killed_rotation_left_is_swept(session: Session) ->
 def test_what_is_not_ours_is_told_and_left_alone(session: Session) -> None:
     path = session.workspace.path
     (path / "keys" / NEXT_FILE).touch()
-    with session.workspace.scratch():
+    with scratch(session.workspace.path):
         assert session.workspace.foreign() == []
     strays = [path / "certificates" / "x.json", path / "keys" / "old.key", path / "records.jsonl"]
     for stray in strays:

@@ -13,6 +13,7 @@ from shards import kinds
 from shards.checks import Check
 from shards.errors import RecipeMismatchError
 from shards.law import check_law
+from shards.scratch import scratch
 from shards.sparse import prove
 from shards.workspace import Workspace
 from sisa.acceptance import accept
@@ -274,10 +275,10 @@ def test_a_signed_certificate_that_lacks_a_field_fails_without_a_traceback(sessi
 
 def test_what_a_killed_replay_left_is_reported_and_swept_before_a_certificate(session: Session) -> None:
     workspace = session.workspace
-    with workspace.scratch() as scratch:
-        left = scratch.with_name(scratch.name + "-killed")
+    with scratch(workspace.path) as directory:
+        left = directory.with_name(directory.name + "-killed")
         (left / "object").mkdir(parents=True)
-    assert not scratch.exists()
+    assert not directory.exists()
     strays = [check for check in check_law(workspace) if check.outcome == "failed"]
     assert [check.name for check in strays] == ["nothing is stored that no fact names"]
     delete(session, ["r2"], executor=INLINE, trainer=TRAINER)

@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sisa.config import Settings, write_settings
-from sisa.session import Session
 from tests.flows.helpers import done, refused, settings, sisa, unchanged
-from tests.sisa.trained import trained
-from tests.toy import ToyTrainer
+from tests.sisa.trained import configured
 
 Command = tuple[str | Path, ...]
 
@@ -27,11 +24,7 @@ MAY_HOLD = (
 @pytest.fixture
 def workspace(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A trained toy workspace, of records r0 to r11."""
-    session = trained(memory_path / "workspace")
-    write_settings(session.workspace.path, Settings(recipe=session.recipe, options=session.options))
-    session.workspace.close()
-    monkeypatch.setattr(Session, "trainer", lambda _: ToyTrainer())
-    return session.workspace.path
+    return configured(memory_path / "workspace", monkeypatch)
 
 
 def said(*command: str | Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +15,8 @@ from shards import kinds
 from shards.digest import parse_json
 from shards.errors import ConfigError, InputError, IntegrityError, SisaError
 from shards.ledger import Ledger
+from shards.publication import announced
+from shards.workspace import CONFIG_FILE, Workspace
 from sisa.anchoring import NAME, anchored_requests, anchored_retirements, check_anchor, move_anchor, open_anchor
 from sisa.audit import audit_everything
 from sisa.certificate import certificate_path
@@ -43,6 +46,7 @@ from tests.sisa.trained import (
     rows,
     trained,
 )
+from tests.toy import toy_recipe, toy_session
 
 
 class Killed(BaseException):
@@ -469,6 +473,45 @@ def test_a_hold_does_not_stand_in_the_way_of_a_recovery(session: Session, memory
     assert recovered(again).reapplied == ("one",)
     assert "r1" not in held(again)
     assert_lawful(again)
+
+
+@pytest.fixture
+def apart(memory_path: Path, anchor: Path) -> Iterator[Session]:
+    """As ``session``, with records and checkpoints in a storage of their own."""
+    path = memory_path / "apart"
+    session = toy_session(path, toy_recipe())
+    session.workspace.close()
+    (memory_path / "storage").mkdir()
+    (path / CONFIG_FILE).write_text(json.dumps({"storage": str(memory_path / "storage")}))
+    session = with_anchor(replace(session, workspace=Workspace.open(path)), anchor)
+    retrain(session, rows(memory_path / "first.jsonl", *range(18)))
+    yield session
+    session.workspace.close()
+
+
+def test_what_is_served_is_announced_after_a_recovery(apart: Session, memory_path: Path) -> None:
+    storage = memory_path / "storage"
+    backups = backup_of(apart, memory_path / "backup"), Path(shutil.copytree(storage, memory_path / "kept"))
+    forget(apart, "r1", request_id="one")
+    session = restored(apart, backups[0])
+    shutil.rmtree(storage)
+    shutil.copytree(backups[1], storage)
+    recovered(session)
+    place = session.workspace.place()
+    assert place is not None
+    assert announced(place)[0] == session.workspace.book.manifest()
+    session.workspace.close()
+
+
+def test_a_workspace_restored_without_its_storage_is_not_recovered(apart: Session, memory_path: Path) -> None:
+    backup = backup_of(apart, memory_path / "backup")
+    forget(apart, "r1", request_id="one")
+    session = restored(apart, backup)
+    before = sorted(memory_path.joinpath("storage").rglob("*"))
+    with pytest.raises(IntegrityError, match="restore its storage too"):
+        recovered(session)
+    assert sorted(memory_path.joinpath("storage").rglob("*")) == before
+    session.workspace.close()
 
 
 def test_recovery_from_a_bucket(memory_path: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from orchestration.inline import InlineExecutor
 from shards import lock, unpacked
 from shards.needles import Needle, needles
 from shards.records import Record, make_content
+from shards.scratch import scratch
 from sisa import residue
 from sisa.delete import delete
 from sisa.ingest import Ingested, commit
@@ -328,10 +329,10 @@ def test_a_replay_on_a_read_only_view_lies_where_its_left_overs_are_searched(
         return make(prefix=prefix)
 
     monkeypatch.setattr(tempfile, "mkdtemp", read_only)
-    with session.workspace.scratch() as scratch:
+    with scratch(session.workspace.path) as directory:
         assert replay_directories() == []
-        (scratch / "lock").unlink()  # as good as killed
-        assert replay_directories() == [scratch]
+        (directory / "lock").unlink()  # as good as killed
+        assert replay_directories() == [directory]
     assert replay_directories() == []
     session.workspace.close()
 

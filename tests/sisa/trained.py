@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from orchestration.inline import InlineExecutor
 from shards.checks import Check
 from shards.law import check_law
 from shards.workspace import Workspace
 from sisa.certificate import certificate_path
-from sisa.config import Recipe
+from sisa.config import Recipe, Settings, write_settings
 from sisa.delete import Deleted, delete, unfinished_requests
 from sisa.ingest import Ingested, commit
 from sisa.ingest import ingest as take_in
@@ -32,6 +34,15 @@ def trained(path: Path, count: int = 12, **options: Any) -> Session:
     session = ingested(path, toy_recipe(), count, **options)
     train(session, executor=INLINE, trainer=TRAINER)
     return session
+
+
+def configured(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A trained toy workspace that the command line can work on in this process."""
+    session = trained(path)
+    write_settings(session.workspace.path, Settings(recipe=session.recipe, options=session.options))
+    session.workspace.close()
+    monkeypatch.setattr(Session, "trainer", lambda _: ToyTrainer())
+    return session.workspace.path
 
 
 def ingested(path: Path, recipe: Recipe, count: int = 12, **options: Any) -> Session:
