@@ -34,6 +34,22 @@ from shards.workspace import SEEN_FILE, WEIGHTS_FILE, Workspace, open_store
 ATTEMPT = ".attempt-"
 
 
+class Shelf(Protocol):
+    """Where a trainer finds again what it once computed from one record alone.
+
+    A value may be gone at any time, and is then computed again: it must be a function of the record, of
+    ``kind`` and of nothing else. It is personal data and goes with the record.
+    """
+
+    def get(self, record_id: str, kind: str) -> bytes | None:
+        """What was put, byte for byte; or None."""
+        ...
+
+    def put(self, record_id: str, kind: str, value: bytes) -> None:
+        """Keep a value; ``kind`` (hex) names all else that it depends on, the environment class included."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """All that a slice step may look at.
@@ -42,11 +58,14 @@ class Lesson:
         passes: the visible records, once per epoch, each time in that epoch's order.
         parent: weights to start from (safetensors), or None to start from the base model.
         seed: 32 secret bytes for this (shard, chain, slice); every random draw derives from it.
+        shelf: what was computed before from these records, one by one; None where nothing may be taken from
+            before (a replay).
     """
 
     passes: tuple[tuple[Record, ...], ...]
     parent: bytes | None
     seed: bytes = field(repr=False)
+    shelf: Shelf | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from shards.remote import local_path
 from shards.workspace import CONFIG_FILE
 
 # Raised only when the same recipe and records can give other bytes than before.
-BYTES_VERSION = 1
+BYTES_VERSION = 2
 
 Task = Literal["classification", "causal-lm"]
 
@@ -50,6 +50,10 @@ class Recipe(_Section):
         default=0.0, ge=0, le=1, description="share of earlier records that each step repeats; 1 is SISA's cumulative"
     )
     max_length: int = Field(default=128, ge=2, description="tokens kept of a record; longer text is cut and reported")
+    batching: Literal["order", "length"] = Field(
+        default="length",
+        description="which records share a batch: those that follow in a pass's order, or those of like length in it",
+    )
     batch_size: int = Field(default=8, ge=1, description="records in one forward and backward pass")
     accumulation: int = Field(default=1, ge=1, description="passes per optimiser update")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
@@ -64,6 +68,18 @@ class Recipe(_Section):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before the adapter's factors")
     target_modules: tuple[str, ...] = Field(
         default=("all-linear",), description="modules that get an adapter: name endings, or all-linear"
+    )
+    layers: str = Field(
+        default="all",
+        pattern="^(all|last-[1-9][0-9]*)$",
+        description="layers of the base that get an adapter: all, or last-2 and the like; what lies below the last "
+        "is computed once per record and kept (activation_cache)",
+    )
+    lanes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="shards trained in one pass over one base; a deletion then computes all lanes of its shard's pass",
     )
     end_token: str | None = Field(
         default=None, description="token that ends an answer (causal-lm); null is the tokenizer's own"
@@ -111,6 +127,9 @@ class RunOptions(_Section):
     columns: dict[str, str] = Field(default_factory=dict, description="our column name: the files' column name")
     executor: Literal["ray", "inline"] = Field(default="ray", description="where steps run")
     workers: int = Field(default=2, ge=1, description="worker processes, each with its own copy of the base")
+    activation_cache: bool = Field(
+        default=True, description="keep what the layers below the adapted ones make of each record (layers: last-k)"
+    )
     ray_address: str | None = Field(default=None, description="a running Ray cluster; null starts one on this machine")
     cpus_per_worker: float | None = Field(
         default=None,

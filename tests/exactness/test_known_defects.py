@@ -162,6 +162,8 @@ OTHER: Mapping[str, Any] = {
     "device": "cuda",
     "rehearsal": 0.75,
     "lora_dropout": 0.5,
+    "batching": "order",
+    "layers": "last-2",
 }
 
 
