@@ -1,9 +1,10 @@
 """The LoRA boundary: the only module of the training path that knows PEFT.
 
-One adapter slot is put over one frozen base per process and given new contents for each step:
+One adapter slot a lane is put over one frozen base per process and given new contents for each step:
 either fresh from a seed or the parent's tensors, in both cases all of them, so that nothing of an
-earlier step can stay. (PEFT's own ``unload`` leaves a *trained* classification head in the base,
-and loading under an existing name silently keeps the old tensors.)
+earlier step can stay. PEFT names, saves and loads; the arithmetic is that of ``lora``. (PEFT's own
+``unload`` leaves a *trained* classification head in the base, and loading under an existing name
+silently keeps the old tensors.)
 """
 
 from __future__ import annotations
@@ -22,49 +23,75 @@ from shards.digest import canonical_json
 from shards.errors import ConfigError, IntegrityError
 from sisa.base_model import load_base, quiet_transformers, skeleton
 from sisa.config import Recipe
+from sisa.layers import Cut, compute_twice, frozen_layers, targets
+from sisa.lora import Lanes, lay
 
-_NAME = "default"
+_NAME = "default"  # of lane 0
 _HEADS = {"classifier", "score"}  # PEFT saves these by itself
+CONFIG_FILE = "adapter_config.json"
 _TASKS = {"classification": TaskType.SEQ_CLS, "causal-lm": TaskType.CAUSAL_LM}
 
 
-def lora_config(recipe: Recipe, base_model: str, missing: frozenset[str]) -> LoraConfig:
+def lora_config(recipe: Recipe, base_model: str, base: Any, missing: frozenset[str]) -> LoraConfig:
     """PEFT's configuration of a recipe's adapters.
 
     Args:
+        base: the base's modules.
         missing: parameters that the base's files do not hold. Their modules are trained and saved
             with the adapter, like the classification head that PEFT adds by itself; left in the
             base they would be random and frozen.
     """
     modules = {name.rpartition(".")[0] for name in missing}
-    everything = recipe.target_modules == ("all-linear",)
+    wanted: str | list[str] = list(recipe.target_modules)
+    if recipe.layers != "all":
+        wanted = targets(recipe, base)
+    elif recipe.target_modules == ("all-linear",):
+        wanted = "all-linear"
     return LoraConfig(
         task_type=_TASKS[recipe.task],
         r=recipe.lora_rank,
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
-        target_modules="all-linear" if everything else list(recipe.target_modules),
+        target_modules=wanted,
         modules_to_save=sorted(name for name in modules if not _HEADS & set(name.split("."))),
         base_model_name_or_path=base_model,
     )
 
 
 class Adapter:
-    """A LoRA adapter (with a classification head) over a frozen base."""
+    """LoRA adapters (with classification heads) over a frozen base, one a lane.
 
-    def __init__(self, recipe: Recipe, base_model: str) -> None:
-        """Load the base and put an adapter slot over it.
+    Attributes:
+        model: PEFT's model.
+        lanes: whose rows a pass holds.
+        cut: where the adapted layers begin; None if all are adapted.
+    """
+
+    def __init__(self, recipe: Recipe, base_model: str, lanes: int = 1) -> None:
+        """Load the base and put an adapter slot for each lane over it.
 
         Raises:
             ConfigError: if the target modules are not in the base.
         """
         with quiet_transformers():
-            self._build(recipe, base_model)
+            self._build(recipe, base_model, [_NAME, *(f"lane{lane}" for lane in range(1, lanes))])
 
-    def _build(self, recipe: Recipe, base_model: str) -> None:
+    def _build(self, recipe: Recipe, base_model: str, names: list[str]) -> None:
         base, missing = load_base(recipe, base_model)
-        config = lora_config(recipe, base_model, missing)
+        below = frozen_layers(recipe, base)
+        config = lora_config(recipe, base_model, base, missing)
         self.model: Any = _with_slot(base, config, recipe)
+        for name in names[1:]:
+            self.model.add_adapter(name, config)
+        for lane in range(len(names)):
+            for parameter in self._parameters(names[lane]):
+                parameter.requires_grad = True
+        self.lanes = Lanes(names, recipe.lora_dropout)
+        lay(self.model, self.lanes)
+        self.model.eval()  # the frozen base is a constant: its own dropout stays off, in training too
+        self.cut = Cut(base, below) if below else None
+        if recipe.gradient_checkpointing:
+            compute_twice(base, below)
         self._missing = missing
         self._config = config
         self._buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
@@ -80,18 +107,18 @@ class Adapter:
             torch.equal(now[name], before) for name, before in self._buffers.items()
         )
 
-    def reset(self, seed: int) -> None:
-        """Fill the slot with a fresh adapter that depends on ``seed`` alone."""
+    def reset(self, seed: int, lane: int = 0) -> None:
+        """Fill a slot with a fresh adapter that depends on ``seed`` alone."""
         torch.manual_seed(seed)
         for name, module in self.model.named_modules():
             if isinstance(module, LoraLayer):
-                module.reset_lora_parameters(_NAME, init_lora_weights=True)
+                module.reset_lora_parameters(self.lanes.names[lane], init_lora_weights=True)
             elif isinstance(module, ModulesToSaveWrapper):
-                self._reset_head(name, module)
+                self._reset_head(name, module, self.lanes.names[lane])
 
-    def _reset_head(self, name: str, wrapper: Any) -> None:
+    def _reset_head(self, name: str, wrapper: Any, slot: str) -> None:
         """A head starts as the base has it; what the base does not hold is drawn from the seed."""
-        copy, original = wrapper.modules_to_save[_NAME], wrapper.original_module
+        copy, original = wrapper.modules_to_save[slot], wrapper.original_module
         copy.load_state_dict(original.state_dict())
         prefix = name.removeprefix("base_model.model.")
         for inner, module in copy.named_modules():
@@ -99,13 +126,13 @@ class Adapter:
             if any(parameter in self._missing for parameter in own):
                 module.reset_parameters()
 
-    def load(self, weights: bytes) -> None:
-        """Fill the slot with stored tensors.
+    def load(self, weights: bytes, lane: int = 0) -> None:
+        """Fill a slot with stored tensors.
 
         Raises:
             IntegrityError: if they are not exactly this adapter's tensors.
         """
-        wanted = _forms(self._tensors())
+        wanted = _forms(self._tensors(lane))
         try:
             tensors = load(weights)
         except SafetensorError as error:
@@ -114,11 +141,11 @@ class Adapter:
         if found != wanted:
             odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
             raise _others(wanted, f"others, for instance {odd[0]}")
-        set_peft_model_state_dict(self.model, tensors, adapter_name=_NAME)
+        set_peft_model_state_dict(self.model, tensors, adapter_name=self.lanes.names[lane])
 
-    def dump(self) -> bytes:
-        """The slot's tensors as safetensors, names as PEFT saves them."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
+    def dump(self, lane: int = 0) -> bytes:
+        """A slot's tensors as safetensors, names as PEFT saves them."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors(lane).items()}
         return bytes(save(tensors))
 
     def config_json(self) -> bytes:
@@ -127,15 +154,24 @@ class Adapter:
         plain = {key: sorted(value) if isinstance(value, set) else value for key, value in body.items()}
         return canonical_json(plain) + b"\n"
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """The trainable parameters: adapter and head, never the base."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+    def parameters(self, lane: int = 0) -> list[torch.nn.Parameter]:
+        """The trainable parameters of a lane: adapter and head, never the base."""
+        return self._parameters(self.lanes.names[lane])
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def _parameters(self, slot: str) -> list[torch.nn.Parameter]:
+        named = self.model.named_parameters()
+        return [parameter for name, parameter in named if _slotted(name) and slot in name.split(".")]
+
+    def _tensors(self, lane: int) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(
-            self.model, adapter_name=_NAME, save_embedding_layers=False
+            self.model, adapter_name=self.lanes.names[lane], save_embedding_layers=False
         )
         return tensors
+
+
+def _slotted(name: str) -> bool:
+    """Does a parameter belong to an adapter or a head?"""
+    return "lora_" in name or "modules_to_save" in name
 
 
 _Forms = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -160,14 +196,27 @@ def check_recipe(recipe: Recipe, base_model: str) -> None:
     """
     with quiet_transformers():
         base = skeleton(recipe, base_model)
-        _with_slot(base, lora_config(recipe, base_model, frozenset()), recipe)
-    positions = getattr(base.config, "max_position_embeddings", None)
-    if positions is not None and recipe.max_length > positions:
+        slotted = _with_slot(base, lora_config(recipe, base_model, base, frozenset()), recipe)
+        lay(slotted, Lanes([_NAME] * recipe.lanes, recipe.lora_dropout))
+    if recipe.lanes > 1 and _routes(base.config):
         raise ConfigError(
-            f"max_length of at most {positions}, the positions that the base model has",
+            "a dense base model under several lanes",
+            "a mixture of experts, whose shapes depend on the rows of all lanes",
+            "set lanes to 1",
+        )
+    positions = getattr(base.config, "max_position_embeddings", None)
+    most = None if positions is None else positions - (recipe.lanes > 1)  # lanes are padded, by one token at least
+    if most is not None and recipe.max_length > most:
+        raise ConfigError(
+            f"max_length of at most {most}, as many positions as the base model has",
             f"{recipe.max_length}",
             "set a smaller max_length in sisa.yaml",
         )
+
+
+def _routes(config: Any) -> bool:
+    """Is it a mixture of experts?"""
+    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
 def _with_slot(base: Any, config: LoraConfig, recipe: Recipe) -> Any:
@@ -203,10 +252,10 @@ def release() -> None:
     _loaded.cache_clear()
 
 
-def process_adapter(recipe: Recipe, base_model: str) -> Adapter:
-    """This process's adapter slot: the base is loaded once and kept, unless a step changed it."""
-    adapter = _loaded(recipe, base_model)
+def process_adapter(recipe: Recipe, base_model: str, lanes: int = 1) -> Adapter:
+    """This process's adapter slots: the base is loaded once and kept, unless a step changed it."""
+    adapter = _loaded(recipe, base_model, lanes)
     if not adapter.pristine():
         _loaded.cache_clear()
-        adapter = _loaded(recipe, base_model)
+        adapter = _loaded(recipe, base_model, lanes)
     return adapter

@@ -19,8 +19,7 @@ import torch
 from sisa.adapter import Adapter, process_adapter
 from sisa.base_model import load_tokenizer, pinned_path
 from sisa.determinism import reproducible
-from sisa.encoding import encode_prompt, end_token_id
-from sisa.learner import pad_batch
+from sisa.encoding import encode_prompt, end_token_id, pad_batch
 from sisa.session import Session
 
 

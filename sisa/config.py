@@ -84,8 +84,17 @@ class Recipe(_Section):
     end_token: str | None = Field(
         default=None, description="token that ends an answer (causal-lm); null is the tokenizer's own"
     )
+    loss_positions: int = Field(
+        default=1024,
+        ge=1,
+        description="positions whose next-token scores are held at once (causal-lm); fewer need less memory",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute each layer twice instead of keeping its activations: slower, less memory"
+    )
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="type of the frozen base's weights")
     attention: Literal["sdpa", "eager"] = Field(default="sdpa", description="attention implementation")
+    tf32: bool = Field(default=False, description="products of float32 in TF32 (cuda): faster, fewer digits")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="where steps are computed")
     threads: int = Field(default=1, ge=1, description="CPU threads of one step")
 

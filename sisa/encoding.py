@@ -83,6 +83,23 @@ def encode_prompt(fields: dict[str, Any], recipe: Recipe, tokenizer: PreTrainedT
     return _ids(tokenizer, fields.get("prompt", fields.get("text", "")), special=True)
 
 
+def pad_batch(texts: Sequence[Sequence[int]], pad: int, device: str, width: int | None = None) -> dict[str, Any]:
+    """``input_ids`` and ``attention_mask`` (int64, texts x ``width``, or the longest), padded on the right.
+
+    An empty text is all padding, of which one token is seen: attention over nothing is no number.
+    """
+    import torch
+
+    width = max(map(len, texts)) if width is None else width
+    ids = [[*tokens, *[pad] * (width - len(tokens))] for tokens in texts]
+    seen = [max(len(tokens), 1) for tokens in texts]
+    mask = [[1] * count + [0] * (width - count) for count in seen]
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+
+
 def end_token_id(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends an answer.
 

@@ -1,7 +1,7 @@
 """The slice step: parent state + ordered records + recipe → new adapter state. Read this file first.
 
     lesson.passes ──▶ tokens ──▶ batches ──▶ AdamW updates of the adapter ──▶ safetensors
-    lesson.parent ──▶ adapter (or fresh from lesson.seed)
+    lesson.parent ──▶ adapter (or fresh from lesson.seed)           (``course``: the loop)
 
 The step sees its recipe, its parent's tensors and its visible records; nothing else. The optimiser
 starts afresh in each step, and the course of the learning rate spans exactly one step, so both
@@ -11,24 +11,21 @@ step's seed, set here, in whatever process this runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from jinja2 import TemplateError
 
 from orchestration.executor import Fit, Lesson
-from shards.errors import ConfigError, SisaError, StepFailedError
-from shards.records import Record
-from shards.workspace import WEIGHTS_FILE
+from shards.errors import ConfigError, SisaError
+from shards.records import Record, make_content
 from sisa.base_model import load_tokenizer
 from sisa.config import Recipe
-from sisa.determinism import environment_facts, reproducible, seed_number
-from sisa.encoding import IGNORED, Example, encode
+from sisa.determinism import environment_facts, reproducible
+from sisa.encoding import Example, encode
 
-CONFIG_FILE = "adapter_config.json"
-
-_T = TypeVar("_T")
+_INVENTED = Record("invented", make_content({"text": ""}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +35,12 @@ class LoraTrainer:
     Attributes:
         recipe: what to do.
         base_model: where the frozen base lies.
+        keep: what frozen layers make of a record is kept, where there is a place for it.
     """
 
     recipe: Recipe
     base_model: str
+    keep: bool = True
 
     def environment(self) -> dict[str, str]:
         """Libraries, processor and switches of this process."""
@@ -58,47 +57,51 @@ class LoraTrainer:
         within = f" within max_length={self.recipe.max_length}" if example.truncated else ""
         return Fit(f"no token to train{within}", example.truncated)
 
-    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
-        """One slice step; returns the files of a PEFT directory."""
-        with reproducible(self.recipe):
-            import torch
-            from transformers import get_scheduler
+    @property
+    def lanes(self) -> int:
+        """How many shards are trained in one pass."""
+        return self.recipe.lanes
 
+    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+        """One slice step alone; returns the files of a PEFT directory.
+
+        Raises:
+            StepFailedError: if it diverged.
+        """
+        made = self.train_lanes({0: lesson})[0]
+        if isinstance(made, SisaError):
+            raise made
+        return made
+
+    def train_lanes(self, lessons: Mapping[int, Lesson]) -> dict[int, Mapping[str, bytes] | SisaError]:
+        """Slice steps of several shards in the same passes, each as if it were alone.
+
+        Args:
+            lessons: lane → its lesson.
+
+        Returns:
+            Lane → the files of a PEFT directory, or why there are none.
+        """
+        with reproducible(self.recipe):
             from sisa.adapter import process_adapter
+            from sisa.course import Course, together
 
             tokenizer = load_tokenizer(self.recipe, self.base_model)
-            adapter = process_adapter(self.recipe, self.base_model)
-            if lesson.parent is None:
-                adapter.reset(seed_number(lesson.seed, "adapter"))
-            else:
-                adapter.load(lesson.parent)
-            torch.manual_seed(seed_number(lesson.seed, "dropout"))
-            parameters = adapter.parameters()
-            optimiser = torch.optim.AdamW(
-                parameters, lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay, fused=True
-            )
-            updates = self._updates(lesson)
-            schedule = get_scheduler(
-                self.recipe.schedule if self.recipe.schedule != "constant" else "constant_with_warmup",
-                optimiser,
-                num_warmup_steps=self.recipe.warmup_updates,
-                num_training_steps=updates,
-            )
-            adapter.model.train()
-            for group in self._groups(lesson, tokenizer):
-                optimiser.zero_grad(set_to_none=True)
-                for batch in group:
-                    loss = mean_loss(adapter.model, batch, self.recipe, tokenizer.pad_token_id)
-                    (loss / len(group)).backward()
-                torch.nn.utils.clip_grad_norm_(parameters, self.recipe.max_grad_norm)
-                optimiser.step()
-                schedule.step()
-            adapter.model.eval()
-            if not all(bool(parameter.isfinite().all()) for parameter in parameters):
-                raise StepFailedError(
-                    "finite weights", "a training that diverged", "make a workspace with a smaller learning_rate"
-                )
-            return {WEIGHTS_FILE: adapter.dump(), CONFIG_FILE: adapter.config_json()}
+            adapter = process_adapter(self.recipe, self.base_model, self.recipe.lanes)
+            courses = [
+                Course(adapter, lane, self._kept(lesson), self.recipe, self._examples(lesson, tokenizer))
+                for lane, lesson in lessons.items()
+            ]
+            while going := [course for course in courses if course.ahead]:
+                together(adapter, going, self.recipe, tokenizer.pad_token_id)
+            return {course.lane: course.result() for course in courses}
+
+    def _kept(self, lesson: Lesson) -> Lesson:
+        return lesson if self.keep else replace(lesson, shelf=None)
+
+    def _examples(self, lesson: Lesson, tokenizer: Any) -> dict[str, Example]:
+        """Record ID → tokens; they live as long as the step and no longer: a token cache would outlive a deletion."""
+        return {record.id: encode(record, self.recipe, tokenizer) for record in lesson.passes[0]}
 
     def prove(self) -> None:
         """Make one update on an invented text of full length, and throw it away.
@@ -108,21 +111,28 @@ class LoraTrainer:
         Raises:
             ConfigError: if this recipe cannot be trained on its base and device.
         """
-        import torch
         from safetensors import SafetensorError
 
         from sisa.adapter import process_adapter
+        from sisa.course import Course, together
 
         try:
             with reproducible(self.recipe):
                 pad = load_tokenizer(self.recipe, self.base_model).pad_token_id
-                adapter = process_adapter(self.recipe, self.base_model)
-                adapter.reset(seed=0)
+                adapter = process_adapter(self.recipe, self.base_model, self.recipe.lanes)
                 tokens = (pad,) * self.recipe.max_length
                 targets = (0,) if self.recipe.task == "classification" else tokens
-                mean_loss(adapter.model, [Example(tokens, targets, truncated=False)], self.recipe, pad).backward()
-                torch.nn.utils.clip_grad_norm_(adapter.parameters(), self.recipe.max_grad_norm)
-                adapter.model.zero_grad(set_to_none=True)
+                examples = {_INVENTED.id: Example(tokens, targets, truncated=False)}
+                course = Course(adapter, 0, Lesson(((_INVENTED,),), None, bytes(32)), self.recipe, examples)
+                together(adapter, [course], self.recipe, pad)
+                with adapter.lanes.only(0):
+                    whole = adapter.cut is None or adapter.cut.whole(tokens)
+                if not whole:
+                    raise ConfigError(
+                        "a base model that can be cut below its last layers",
+                        "one whose halves compute something else",
+                        "set layers to all; nothing was taken in",
+                    )
         except SisaError:
             raise
         except (
@@ -139,49 +149,3 @@ class LoraTrainer:
                 f"{type(error).__name__}: {error}",
                 "change base_model or the recipe in sisa.yaml; nothing was taken in",
             ) from error
-
-    def _updates(self, lesson: Lesson) -> int:
-        """Optimiser updates of a step: a function of how many records it sees."""
-        per_update = self.recipe.batch_size * self.recipe.accumulation
-        return sum(-(-len(records) // per_update) for records in lesson.passes)
-
-    def _groups(self, lesson: Lesson, tokenizer: Any) -> Iterator[Sequence[Sequence[Example]]]:
-        """The batches of one update after the other, pass by pass."""
-        # Tokens live as long as the step and no longer: a token cache would outlive a deletion.
-        examples = {record.id: encode(record, self.recipe, tokenizer) for record in lesson.passes[0]}
-        for records in lesson.passes:
-            batches = _chunks([examples[record.id] for record in records], self.recipe.batch_size)
-            yield from _chunks(batches, self.recipe.accumulation)
-
-
-def _chunks(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def mean_loss(model: Any, batch: Sequence[Example], recipe: Recipe, pad: int) -> Any:
-    """Cross-entropy of one batch: mean over records (classification) or trained tokens (causal LM)."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    inputs = pad_batch([example.tokens for example in batch], pad, recipe.device)
-    logits = model(**inputs).logits.float()
-    if recipe.task == "classification":
-        targets = torch.tensor([example.targets[0] for example in batch], device=recipe.device)
-        return cross_entropy(logits, targets)
-    width = logits.shape[1]
-    padded = [[*example.targets, *[IGNORED] * (width - len(example.targets))] for example in batch]
-    targets = torch.tensor(padded, device=recipe.device)
-    return cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED)
-
-
-def pad_batch(texts: Sequence[Sequence[int]], pad: int, device: str) -> dict[str, Any]:
-    """``input_ids`` and ``attention_mask`` (int64, records x longest), padded on the right."""
-    import torch
-
-    width = max(map(len, texts))
-    ids = [[*tokens, *[pad] * (width - len(tokens))] for tokens in texts]
-    mask = [[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in texts]
-    return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }

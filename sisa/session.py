@@ -49,7 +49,7 @@ class Session:
 
         require_train_extra()
         path = pinned_path(self.recipe, self.options.base_model)
-        trainer = LoraTrainer(self.recipe, str(path))
+        trainer = LoraTrainer(self.recipe, str(path), keep=self.options.activation_cache)
         if self.workspace.book.pinned() is None:
             self._prove(trainer)
         return trainer

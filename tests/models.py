@@ -92,14 +92,14 @@ def save_tiny_llama(path: Path, *, layers: int = 2) -> Path:
     return path
 
 
-def save_tiny_bert(path: Path, *, pooler: bool = True) -> Path:
+def save_tiny_bert(path: Path, *, pooler: bool = True, layers: int = 2) -> Path:
     """A random BERT encoder of two layers and 32 dimensions, without a classification head."""
     import torch
     from transformers import BertConfig, BertModel
 
     vocabulary = save_tokenizer(path, "classification")
     config = BertConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=layers,
         num_attention_heads=4, max_position_embeddings=128, pad_token_id=0, initializer_range=0.2,
     )  # fmt: skip
     with torch.random.fork_rng():

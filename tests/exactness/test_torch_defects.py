@@ -12,6 +12,8 @@ from orchestration.executor import Lesson
 from shards.errors import ConfigError
 from sisa.adapter import Adapter, process_adapter
 from sisa.base_model import load_tokenizer
+from sisa.course import turns_of
+from sisa.encoding import encode
 from sisa.learner import LoraTrainer
 from sisa.predict import Predictor
 from sisa.session import Session, open_session
@@ -85,12 +87,12 @@ def test_defect_07_the_head_is_trained_per_shard_stored_with_the_adapter_and_rol
 @pytest.mark.parametrize("gone", [0, 3, 8])
 def test_defect_11_batches_are_filled_with_the_surviving_records_only(tiny_bert: Path, gone: int) -> None:
     """A removed record leaves no hole: every batch but the last of a pass is full."""
-    trainer = LoraTrainer(recipe_for(tiny_bert, "classification", batch_size=4), str(tiny_bert))
+    recipe = recipe_for(tiny_bert, "classification", batch_size=4)
     left = tuple(record(number, "classification") for number in range(9) if number != gone)
-    tokenizer = load_tokenizer(trainer.recipe, str(tiny_bert))
-    groups = list(trainer._groups(Lesson((left, left[::-1]), None, bytes(32)), tokenizer))
-    assert [len(batch) for group in groups for batch in group] == [4, 4, 4, 4]
-    assert len(groups) == trainer._updates(Lesson((left, left), None, bytes(32)))
+    tokenizer = load_tokenizer(recipe, str(tiny_bert))
+    examples = {each.id: encode(each, recipe, tokenizer) for each in left}
+    turns = turns_of(Lesson((left, left[::-1]), None, bytes(32)), recipe, examples)
+    assert [len(turn.records) for turn in turns] == [4, 4, 4, 4]
 
 
 @pytest.mark.parametrize("task", ["classification", "causal-lm"])
@@ -156,10 +158,11 @@ def test_defect_16_deterministic_mode_is_strict_inside_a_step_and_the_callers_ow
     import torch
 
     from orchestration.executor import Lesson
-    from sisa import learner
+    from sisa import course
+    from sisa.loss import lane_losses
 
     seen: list[tuple[bool, bool, int]] = []
-    sound = learner.mean_loss
+    sound = lane_losses
 
     def watched(*arguments: Any) -> Any:
         seen.append(
@@ -171,7 +174,7 @@ def test_defect_16_deterministic_mode_is_strict_inside_a_step_and_the_callers_ow
         )
         return sound(*arguments)
 
-    monkeypatch.setattr(learner, "mean_loss", watched)
+    monkeypatch.setattr(course, "lane_losses", watched)
     before = torch.get_deterministic_debug_mode(), torch.get_num_threads()
     torch.set_deterministic_debug_mode("warn")
     try:

@@ -17,9 +17,9 @@ import pytest
 from orchestration.executor import Fit, Lesson, SliceTrainer
 from shards.records import Record
 from shards.workspace import WEIGHTS_FILE
+from sisa import course
 from sisa.adapter import Adapter
 from sisa.determinism import seed_number
-from sisa.learner import LoraTrainer
 from sisa.session import open_session
 from tests.exactness.conftest import Trained, Trainery
 from tests.models import Row, delete_in, differences, flat, fresh_run, grid, make_workspace, train_in, write_rows
@@ -79,7 +79,7 @@ def test_a_trainer_around_the_real_one_that_changes_nothing_is_exact(source: Tra
 def test_planted_seed_drawn_in_the_worker_is_caught(
     source: Trained, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sisa.learner.seed_number", lambda seed, purpose: secrets.randbits(63))
+    monkeypatch.setattr("sisa.course.seed_number", lambda seed, purpose: secrets.randbits(63))
     assert history(source, "planted", task, rehearsal=0.25) != []
 
 
@@ -105,10 +105,10 @@ def test_planted_adapter_initialised_before_the_seed_is_set_is_caught(
 
     sound = Adapter.reset
 
-    def planted(self: Adapter, seed: int) -> None:
+    def planted(self: Adapter, seed: int, lane: int = 0) -> None:
         with monkeypatch.context() as inside:
             inside.setattr(torch, "manual_seed", lambda _: None)
-            sound(self, seed)
+            sound(self, seed, lane)
         torch.manual_seed(seed)
 
     monkeypatch.setattr(Adapter, "reset", planted)
@@ -162,7 +162,7 @@ def test_planted_head_that_is_not_reset_between_shards_is_caught(
     trainery: Trainery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = trainery("classification", rehearsal=0.25)
-    monkeypatch.setattr(Adapter, "_reset_head", lambda self, name, wrapper: None)
+    monkeypatch.setattr(Adapter, "_reset_head", lambda self, name, wrapper, slot: None)
     found = history(source, "planted", "classification", rehearsal=0.25)
     assert any("classifier" in name for name in found)
 
@@ -170,12 +170,12 @@ def test_planted_head_that_is_not_reset_between_shards_is_caught(
 def test_planted_adapter_slot_that_is_not_reset_between_shards_is_caught(
     source: Trained, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Adapter, "reset", lambda self, seed: None)
+    monkeypatch.setattr(Adapter, "reset", lambda self, seed, lane: None)
     assert history(source, "planted", task, rehearsal=0.25) != []
 
 
 def test_planted_parent_that_is_ignored_is_caught(source: Trained, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Adapter, "load", lambda self, weights: None)  # the slot keeps the last step's tensors
+    monkeypatch.setattr(Adapter, "load", lambda self, weights, lane: None)  # the slot keeps the last step's tensors
     assert history(source, "planted", task, rehearsal=0.25) != []
 
 
@@ -187,7 +187,14 @@ def test_planted_schedule_from_a_global_total_is_caught(
     place.mkdir()
     workspace = make_workspace(place / "workspace", task, base_of(source.path), schedule=schedule)
     total = [len(flat(source.places))]
-    monkeypatch.setattr(LoraTrainer, "_updates", lambda self, lesson: total[0])
+    from transformers import get_scheduler
+
+    sound = get_scheduler
+
+    def planted(name: str, optimiser: Any, num_warmup_steps: int, num_training_steps: int) -> Any:
+        return sound(name, optimiser, num_warmup_steps=num_warmup_steps, num_training_steps=total[0])
+
+    monkeypatch.setattr(course, "get_scheduler", planted)
     train_in(workspace, write_rows(place / "data.jsonl", flat(source.places)))
     assert differences(workspace, fresh_run(workspace, place / "before")) == []
     total[0] -= 1  # what a count over all surviving records is from now on
@@ -217,7 +224,7 @@ def test_planted_dropout_seed_of_the_process_is_caught(
     def planted(seed: bytes, purpose: str) -> int:
         return secrets.randbits(63) if purpose == "dropout" else seed_number(seed, purpose)
 
-    monkeypatch.setattr("sisa.learner.seed_number", planted)
+    monkeypatch.setattr("sisa.course.seed_number", planted)
     assert history(source, "planted", task, rehearsal=0.25) != []
 
 

@@ -33,7 +33,8 @@ OTHER: dict[str, Any] = {
     "accumulation": 5, "learning_rate": 0.5, "schedule": "cosine", "warmup_updates": 5, "weight_decay": 0.5,
     "max_grad_norm": 0.5, "lora_rank": 5, "lora_alpha": 5.0, "lora_dropout": 0.5, "target_modules": ("query",),
     "end_token": "x", "dtype": "bfloat16", "attention": "eager", "device": "cuda", "threads": 5,
-    "batching": "order", "layers": "last-2", "lanes": 4,
+    "batching": "order", "layers": "last-2", "lanes": 4, "loss_positions": 5,
+    "gradient_checkpointing": True, "tf32": True,
 }  # fmt: skip
 
 
@@ -144,7 +145,8 @@ def test_every_wrong_value_is_named_at_once() -> None:
     [
         ("learning_rate", float("inf")), ("learning_rate", float("nan")), ("lora_alpha", float("inf")),
         ("weight_decay", float("nan")), ("epochs", True), ("epochs", 1.0), ("epochs", "1"), ("labels", "ab"),
-        ("labels", ["a"]), ("labels", ["a", ""]), ("bytes_version", 1), ("layers", "last"), ("layers", "last-0"), ("lanes", 0), ("namespace", ""), ("rehearsal", True),
+        ("labels", ["a"]), ("labels", ["a", ""]), ("bytes_version", 1), ("layers", "last"), ("layers", "last-0"),
+        ("lanes", 0), ("namespace", ""), ("rehearsal", True),
     ],
 )  # fmt: skip
 def test_a_value_that_is_not_of_its_kind_is_refused(key: str, value: Any) -> None:

@@ -10,10 +10,12 @@ import pytest
 
 from shards.errors import ConfigError
 from shards.records import Record, make_content
+from sisa.adapter import Adapter
 from sisa.aggregate import _decode
 from sisa.base_model import load_base, load_tokenizer
-from sisa.encoding import IGNORED, Example, encode, encode_prompt, end_token_id
-from sisa.learner import LoraTrainer, mean_loss
+from sisa.encoding import IGNORED, Example, encode, encode_prompt, end_token_id, pad_batch
+from sisa.learner import LoraTrainer
+from sisa.loss import lane_losses
 from tests.models import recipe_for
 
 STORIES = Path(__file__).parents[3] / "shared" / "data" / "stories260K"
@@ -148,7 +150,8 @@ def test_the_loss_ignores_prompt_and_padding(tiny_llama: Path) -> None:
                 for at, target in enumerate(example.targets)
                 if at and target != IGNORED
             ]
-        batched = mean_loss(model, examples, recipe, tokenizer.pad_token_id)
+        inputs = pad_batch([example.tokens for example in examples], tokenizer.pad_token_id, "cpu")
+        batched = lane_losses(Adapter(recipe, str(tiny_llama)), inputs, {0: examples}, recipe)[0]
     assert float(batched) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
 
 
@@ -175,8 +178,6 @@ def test_stories260k_loads_as_its_golden_tokens_say() -> None:
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the model stories260K is not beside the repository in shared/data")
 def test_stories260k_decodes_its_golden_tokens_through_an_untrained_adapter() -> None:
     import torch
-
-    from sisa.adapter import Adapter
 
     base = str(STORIES / "hf")
     golden = json.loads((STORIES / "golden.json").read_text())["greedy_ids"]

@@ -1,0 +1,129 @@
+"""LoRA over lanes: the rows of a pass belong to several adapters, in blocks of equal shape.
+
+    x (lanes x rows, ..., in) ──▶ frozen layer, all rows at once ──────────────▶ + ──▶ y
+                          └─▶ per lane: x A' B' alpha/r (batched products) ─────┘
+
+Every product has one fixed shape, whatever a lane holds, so a lane's rows and gradients are the same
+bits whatever its neighbours are, or whether it has any. One lane is the ordinary LoRA of Hu et al.
+(arXiv 2106.09685), with two kernels in place of PEFT's five modules a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear, LoraLayer
+from peft.utils.other import ModulesToSaveWrapper
+
+from shards.errors import ConfigError
+
+_ODD = 0x9E3779B97F4A7C15  # spreads consecutive numbers over 64 bits
+
+
+class Lanes:
+    """Whose rows a pass holds; shared by all adapted layers of a model.
+
+    Args:
+        names: PEFT's adapter name of each lane.
+        dropout: probability that an input of an adapter is dropped in training.
+    """
+
+    def __init__(self, names: Sequence[str], dropout: float) -> None:
+        self.names = tuple(names)
+        self._present = self.names
+        self._dropout = dropout
+        self._seeds: Mapping[str, int] = {}
+
+    @contextmanager
+    def only(self, lane: int) -> Iterator[None]:
+        """Rows of one lane alone inside."""
+        self._present, before = (self.names[lane],), self._present
+        try:
+            yield
+        finally:
+            self._present = before
+
+    @contextmanager
+    def dropping(self, seeds: Mapping[int, int]) -> Iterator[None]:
+        """Dropout inside, drawn for each of these lanes from a seed that must be another one in every pass."""
+        self._seeds = {self.names[lane]: seed for lane, seed in seeds.items()}
+        try:
+            yield
+        finally:
+            self._seeds = {}
+
+    def blocks(self, x: torch.Tensor) -> torch.Tensor:
+        """(lanes x rows, ..., width) as (lanes, all else, width)."""
+        return x.reshape(len(self._present), -1, x.shape[-1])
+
+    def weights(self, modules: Any) -> torch.Tensor:
+        """A factor of every lane, (lanes, out, in)."""
+        if len(self._present) == 1:
+            weight: torch.Tensor = modules[self._present[0]].weight
+            return weight.unsqueeze(0)
+        return torch.stack([modules[name].weight for name in self._present])
+
+    def dropped(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        """``x`` (lanes, n, width) after dropout.
+
+        The mask is a function of the lane's seed and the layer's ``number``: no stream is shared, so
+        nothing depends on how often others drew, and a recomputed layer has the same mask again.
+        """
+        if not self._dropout or not self._seeds:
+            return x
+        kept = 1 - self._dropout
+        mask = torch.ones_like(x)
+        generator = torch.Generator(x.device)
+        for block, name in zip(mask, self._present, strict=True):
+            if name in self._seeds:
+                generator.manual_seed((self._seeds[name] + (number + 1) * _ODD) >> 8 & 0xFFFFFFFF)
+                block.bernoulli_(kept, generator=generator)
+        return x * (mask / kept)
+
+    def split(self, x: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+        """The rows of each lane."""
+        return list(zip(self._present, x.chunk(len(self._present)), strict=True))
+
+
+def lay(model: Any, lanes: Lanes) -> None:
+    """Let every adapted layer and every head of a PEFT model compute by lanes.
+
+    Raises:
+        ConfigError: if a layer is of a kind that has no lanes.
+    """
+    number = 0
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            if isinstance(module, Linear):
+                module.forward = _adapted(module, lanes, number)
+                number += 1
+            elif len(lanes.names) > 1:
+                raise ConfigError("linear layers under several lanes", name, "set lanes to 1, or other target_modules")
+        elif isinstance(module, ModulesToSaveWrapper) and len(lanes.names) > 1:
+            module.forward = _headed(module, lanes)
+
+
+def _adapted(layer: Any, lanes: Lanes, number: int) -> Callable[..., torch.Tensor]:
+    scaling = layer.scaling[lanes.names[0]]
+
+    def forward(x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        frozen: torch.Tensor = layer.base_layer(x, *arguments, **options)
+        down, up = lanes.weights(layer.lora_A).mT, lanes.weights(layer.lora_B).mT
+        inner = torch.bmm(lanes.dropped(lanes.blocks(x).to(down.dtype), number), down)
+        if frozen.dtype == up.dtype:
+            both: torch.Tensor = torch.baddbmm(lanes.blocks(frozen), inner, up, alpha=scaling)
+        else:
+            both = lanes.blocks(frozen) + (torch.bmm(inner, up) * scaling).to(frozen.dtype)
+        return both.view(frozen.shape)
+
+    return forward
+
+
+def _headed(wrapper: Any, lanes: Lanes) -> Callable[..., torch.Tensor]:
+    def forward(x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        return torch.cat([wrapper.modules_to_save[name](rows, *arguments, **options) for name, rows in lanes.split(x)])
+
+    return forward
