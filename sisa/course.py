@@ -115,7 +115,9 @@ class Course:
         """Take the gradients of the pass, and update the adapter where an update is complete."""
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+                # In the parameter's own layout: fused AdamW reads a transposed gradient as if it were not.
+                laid = gradient.contiguous()
+                parameter.grad = laid if parameter.grad is None else parameter.grad + laid
         if self.turn.last:
             torch.nn.utils.clip_grad_norm_(self.parameters, self._recipe.max_grad_norm)
             self._optimiser.step()

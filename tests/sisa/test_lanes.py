@@ -14,6 +14,7 @@ from orchestration.executor import Lesson
 from shards.errors import ConfigError, SisaError, StepFailedError
 from shards.workspace import WEIGHTS_FILE
 from sisa import course
+from sisa.base_model import locate
 from sisa.learner import LoraTrainer
 from sisa.loss import lane_losses
 from tests.models import recipe_for, record, save_tiny_llama
@@ -140,10 +141,25 @@ def test_planted_gradient_of_a_neighbour_is_caught(tiny_llama: Path, monkeypatch
     assert weights(trainer.train_lanes(shown)[1]) != alone
 
 
-def test_planted_pass_without_room_for_idle_lanes_is_caught(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+PRETRAINED: dict[str, dict[str, Any]] = {"all layers": {}, "last-2": {"layers": "last-2"}}
+
+
+@pytest.mark.parametrize("variant", PRETRAINED)
+def test_layers_of_a_real_size_have_the_same_bits_in_any_company(variant: str) -> None:
+    """Tiny layers hardly ever show a shape in their bits; these do, as the next test says."""
+    base = str(locate("minilm"))
+    trainer = trainer_of(base, "classification", epochs=1, **PRETRAINED[variant])
+    shown = lessons(trainer, "classification")
+    alone = {lane: weights(trainer.train_lanes({lane: one})[lane]) for lane, one in shown.items()}
+    for subset in ((0, 1), (1, 2), (0, 1, 2)):
+        made = trainer.train_lanes({lane: shown[lane] for lane in subset})
+        assert {lane: weights(made[lane]) for lane in subset} == {lane: alone[lane] for lane in subset}
+
+
+def test_planted_pass_without_room_for_idle_lanes_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shapes of a pass must not depend on who is in it."""
-    trainer = trainer_of(str(tiny_llama), "causal-lm")
-    shown = lessons(trainer, "causal-lm")
+    trainer = trainer_of(str(locate("minilm")), "classification")
+    shown = lessons(trainer, "classification")
     sound = course._in_rows
 
     def planted(of_lanes: Mapping[int, Any], lanes: int, rows: int, nothing: Any) -> Any:
