@@ -4,7 +4,8 @@
 
 Records are sorted by length inside windows of a pass, not over all of it, so that other records meet in
 each pass; a window's batches follow each other as their first records do in the pass, whose order is a
-keyed hash, so that lengths do not rise and fall with time.
+keyed hash, so that lengths do not rise and fall with time. Under lanes they do, in wider windows: lanes
+that all go from short to long need the same width at about the same time, and share more passes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import TypeVar
 from sisa.config import Recipe
 
 WINDOW = 16  # batches; wider windows waste less padding and mix less
-_NARROWEST = 8
+LANES_WINDOW = 64
+_STEP = 8  # tokens between the widths of lanes
 
 _T = TypeVar("_T")
 
@@ -40,13 +42,16 @@ def updates(lengths: Sequence[int], recipe: Recipe) -> list[Sequence[Batch]]:
     if recipe.batching == "order":
         groups = chunks(positions, recipe.batch_size)
     else:
-        groups = [
-            group
-            for window in chunks(positions, recipe.batch_size * WINDOW)
-            for group in sorted(chunks(sorted(window, key=lambda at: lengths[at]), recipe.batch_size), key=min)
-        ]
+        width = recipe.batch_size * (WINDOW if recipe.lanes == 1 else LANES_WINDOW)
+        groups = [group for window in chunks(positions, width) for group in _alike(window, lengths, recipe)]
     batches = [Batch(tuple(group), _width(max(lengths[at] for at in group), recipe)) for group in groups]
     return chunks(batches, recipe.accumulation)
+
+
+def _alike(window: Sequence[int], lengths: Sequence[int], recipe: Recipe) -> list[Sequence[int]]:
+    """Batches of records of like length."""
+    groups = chunks(sorted(window, key=lambda at: lengths[at]), recipe.batch_size)
+    return groups if recipe.lanes > 1 else sorted(groups, key=min)
 
 
 def chunks(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
@@ -62,4 +67,5 @@ def _width(longest: int, recipe: Recipe) -> int:
     """
     if recipe.lanes == 1:
         return longest
-    return min(max(_NARROWEST, 1 << longest.bit_length()), recipe.max_length + 1)
+    step = max(_STEP, (1 << longest.bit_length()) // 8)  # a padding of at most a quarter
+    return min((longest // step + 1) * step, recipe.max_length + 1)

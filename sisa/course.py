@@ -8,7 +8,6 @@ pass together follows from what each of them needs next, and changes no bit of a
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -85,9 +84,9 @@ class Course:
         )
 
     @property
-    def ahead(self) -> bool:
-        """Is anything left to learn?"""
-        return self._done < len(self._turns)
+    def left(self) -> int:
+        """How many batches are left to learn."""
+        return len(self._turns) - self._done
 
     @property
     def turn(self) -> Turn:
@@ -146,9 +145,8 @@ def turns_of(lesson: Lesson, recipe: Recipe, examples: Mapping[str, Example]) ->
 
 
 def together(adapter: Adapter, courses: Sequence[Course], recipe: Recipe, pad: int) -> None:
-    """One forward and backward pass for as many of these courses as need the same width next."""
-    widths = Counter(course.turn.width for course in courses)
-    width = max(widths, key=lambda each: (widths[each], -each))
+    """One forward and backward pass for those of these courses that need the same width next."""
+    width = max(courses, key=lambda course: course.left).turn.width  # whoever lags behind, so that none is left alone
     going = {course.lane: course for course in courses if course.turn.width == width}
     shown = {lane: course.shown for lane, course in going.items()}
     # With lanes every shape is fixed; alone, a last batch may be smaller.

@@ -92,7 +92,7 @@ class LoraTrainer:
                 Course(adapter, lane, self._kept(lesson), self.recipe, self._examples(lesson, tokenizer))
                 for lane, lesson in lessons.items()
             ]
-            while going := [course for course in courses if course.ahead]:
+            while going := [course for course in courses if course.left]:
                 together(adapter, going, self.recipe, tokenizer.pad_token_id)
             return {course.lane: course.result() for course in courses}
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora import LoraLayer
 from peft.utils.other import ModulesToSaveWrapper
 
 from shards.errors import ConfigError
@@ -97,7 +97,7 @@ def lay(model: Any, lanes: Lanes) -> None:
     number = 0
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            if isinstance(module, Linear):
+            if lanes.names[0] in module.lora_A and isinstance(module.lora_A[lanes.names[0]], torch.nn.Linear):
                 module.forward = _adapted(module, lanes, number)
                 number += 1
             elif len(lanes.names) > 1:
@@ -111,13 +111,17 @@ def _adapted(layer: Any, lanes: Lanes, number: int) -> Callable[..., torch.Tenso
 
     def forward(x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         frozen: torch.Tensor = layer.base_layer(x, *arguments, **options)
-        down, up = lanes.weights(layer.lora_A).mT, lanes.weights(layer.lora_B).mT
-        inner = torch.bmm(lanes.dropped(lanes.blocks(x).to(down.dtype), number), down)
-        if frozen.dtype == up.dtype:
-            both: torch.Tensor = torch.baddbmm(lanes.blocks(frozen), inner, up, alpha=scaling)
+        down, up = lanes.weights(layer.lora_A), lanes.weights(layer.lora_B)
+        blocks = lanes.dropped(lanes.blocks(x).to(down.dtype), number)
+        onto = lanes.blocks(frozen)
+        if frozen.dtype != up.dtype:
+            both = onto + (torch.bmm(torch.bmm(blocks, down.mT), up.mT) * scaling).to(frozen.dtype)
+        elif len(blocks) == 1:  # plain products are faster than batches of one
+            both = torch.addmm(onto[0], torch.mm(blocks[0], down[0].t()), up[0].t(), alpha=scaling)
         else:
-            both = lanes.blocks(frozen) + (torch.bmm(inner, up) * scaling).to(frozen.dtype)
-        return both.view(frozen.shape)
+            both = torch.baddbmm(onto, torch.bmm(blocks, down.mT), up.mT, alpha=scaling)
+        merged: torch.Tensor = both.view(frozen.shape)
+        return merged
 
     return forward
 

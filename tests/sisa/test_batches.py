@@ -78,5 +78,16 @@ def test_short_and_long_batches_take_turns_and_each_pass_mixes_the_records_anew(
 def test_lanes_have_few_widths_and_always_one_token_of_padding(longest: int) -> None:
     recipe = toy_recipe(lanes=4, max_length=128)
     ((batch,),) = updates([longest], recipe)
-    assert longest < batch.width <= max(8, 2 * longest)
-    assert batch.width in (8, 16, 32, 64, 128, 129)
+    assert longest < batch.width <= max(8, 1.34 * longest + 8)
+    assert batch.width in (*range(8, 72, 8), *range(80, 129, 16), 129)
+
+
+def test_lanes_go_from_short_to_long_so_that_they_need_the_same_width_at_the_same_time() -> None:
+    draw = random.Random(11)
+    recipe = toy_recipe(lanes=4, batch_size=4, max_length=128)
+    courses = [
+        [update[0].width for update in updates([draw.randint(4, 60) for _ in range(64)], recipe)] for _ in range(2)
+    ]
+    assert all(widths == sorted(widths) for widths in courses)
+    together = sum(min(one.count(width), other.count(width)) for one, other in [courses] for width in set(one))
+    assert together >= 9, "of 16 batches"
