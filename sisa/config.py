@@ -92,7 +92,10 @@ class Recipe(_Section):
     gradient_checkpointing: bool = Field(
         default=False, description="compute each layer twice instead of keeping its activations: slower, less memory"
     )
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="type of the frozen base's weights")
+    dtype: Literal["float32", "bfloat16", "nf4"] = Field(
+        default="float32",
+        description="type of the frozen base's weights; nf4: 4 bits, computed in bfloat16 (QLoRA; extra [quantised])",
+    )
     attention: Literal["sdpa", "eager"] = Field(default="sdpa", description="attention implementation")
     tf32: bool = Field(default=False, description="products of float32 in TF32 (cuda): faster, fewer digits")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="where steps are computed")

@@ -22,10 +22,13 @@ _SWITCHES = (
 
 
 @lru_cache
-def environment_facts(device: str) -> dict[str, str]:
+def environment_facts(device: str, dtype: str = "float32") -> dict[str, str]:
     """What can change bits and is not in the recipe: libraries, processor, maths switches.
 
     Processes with equal facts are of one environment class; bitwise claims hold within it.
+
+    Args:
+        device, dtype: the recipe's, which tell what libraries take part.
     """
     _fix_cublas(device)
     import torch
@@ -33,6 +36,8 @@ def environment_facts(device: str) -> dict[str, str]:
     facts = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     facts |= {"machine": platform.machine(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
     facts |= _processor() | {name: os.environ.get(name, "") for name in _SWITCHES}
+    if dtype == "nf4":
+        facts["bitsandbytes"] = importlib.metadata.version("bitsandbytes")
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         facts |= {

@@ -26,7 +26,7 @@ def frozen_kind(recipe: Recipe, below: int) -> str:
     The batch shape is not in it: a record is computed alone and without padding.
     """
     parts = {name: getattr(recipe, name) for name in _KEYS}
-    parts |= {"below": below, "environment": environment_facts(recipe.device)}
+    parts |= {"below": below, "environment": environment_facts(recipe.device, recipe.dtype)}
     return digest("frozen-layers", canonical_json(parts)).hex()
 
 

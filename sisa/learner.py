@@ -44,7 +44,7 @@ class LoraTrainer:
 
     def environment(self) -> dict[str, str]:
         """Libraries, processor and switches of this process."""
-        return dict(environment_facts(self.recipe.device))
+        return dict(environment_facts(self.recipe.device, self.recipe.dtype))
 
     def examine(self, record: Record) -> Fit:
         """Can a record be trained, and is it cut?"""

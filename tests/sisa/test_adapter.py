@@ -295,12 +295,15 @@ def test_a_pretrained_head_of_other_labels_is_drawn_anew_from_the_seed(tmp_path:
     assert not heads[0].equal(heads[1])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "nf4"])
 @pytest.mark.parametrize("task", TASKS)
-def test_a_bfloat16_base_trains_to_the_same_bits_every_time(bases: dict[str, Path], task: str) -> None:
+def test_a_base_of_less_precision_trains_to_the_same_bits_every_time(
+    bases: dict[str, Path], task: str, dtype: str
+) -> None:
     import torch
     from safetensors.torch import load
 
-    trainer = LoraTrainer(recipe_for(bases[task], task, dtype="bfloat16"), str(bases[task]))
+    trainer = LoraTrainer(recipe_for(bases[task], task, dtype=dtype), str(bases[task]))
     files = trainer.train(lesson(task))
     trainer.train(lesson(task, first=70))
     saved, again = load(files[WEIGHTS_FILE]), load(trainer.train(lesson(task))[WEIGHTS_FILE])

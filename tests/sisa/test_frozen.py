@@ -177,12 +177,12 @@ def test_more_layers_than_may_be_adapted_are_refused(layers: str, deep: dict[str
 def test_the_kind_names_all_that_reaches_the_frozen_layers(
     changed: dict[str, Any], deep: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sisa.frozen.environment_facts", lambda _: {"machine": "one"})
+    monkeypatch.setattr("sisa.frozen.environment_facts", lambda *_: {"machine": "one"})
     recipe = recipe_for(deep["causal-lm"], "causal-lm", layers="last-2")
     other = recipe.model_copy(update=changed)
     assert frozen_kind(other, 2) != frozen_kind(recipe, 2)
     assert frozen_kind(recipe, 3) != frozen_kind(recipe, 2)
     same = recipe.model_copy(update={"learning_rate": 5.0, "epochs": 7, "lora_rank": 3, "batch_size": 1, "shards": 9})
     assert frozen_kind(same, 2) == frozen_kind(recipe, 2), "what only changes the adapter reuses them"
-    monkeypatch.setattr("sisa.frozen.environment_facts", lambda _: {"machine": "another"})
+    monkeypatch.setattr("sisa.frozen.environment_facts", lambda *_: {"machine": "another"})
     assert frozen_kind(recipe, 2) != frozen_kind(same, 3)

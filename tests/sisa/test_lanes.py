@@ -30,6 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "chunked": {"loss_positions": 7},
     "eager": {"attention": "eager"},
     "bfloat16": {"dtype": "bfloat16"},
+    "4 bits": {"dtype": "nf4"},
     "in order": {"batching": "order"},
 }
 
