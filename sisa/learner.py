@@ -43,6 +43,11 @@ class LoraTrainer:
     recipe: Recipe
     base_model: str
 
+    @property
+    def lanes(self) -> int:
+        """Shards trained in one pass over the base."""
+        return self.recipe.lanes
+
     def environment(self) -> dict[str, str]:
         """Libraries, processor and switches of this process."""
         return dict(environment_facts(self.recipe.device))
@@ -99,6 +104,10 @@ class LoraTrainer:
                     "finite weights", "a training that diverged", "make a workspace with a smaller learning_rate"
                 )
             return {WEIGHTS_FILE: adapter.dump(), CONFIG_FILE: adapter.config_json()}
+
+    def train_lanes(self, lessons: Mapping[int, Lesson]) -> Mapping[int, Mapping[str, bytes] | SisaError]:
+        """One slice step in each lane; returns each lane's files, or its error."""
+        raise NotImplementedError
 
     def prove(self) -> None:
         """Make one update on an invented text of full length, and throw it away.

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from orchestration.executor import Fit, Lesson, SliceTrainer, order, prepare
+from orchestration.executor import Lesson, SliceTrainer, order, prepare
 from orchestration.ray_executor import RayExecutor, Worker
 from orchestration.schedule import schedule
 from shards.errors import OperationError, StepFailedError
-from shards.records import Record
 from sisa.config import Settings, write_settings
 from sisa.ingest import Ingested, commit
 from sisa.session import Session, open_session
@@ -35,7 +34,7 @@ from tests.models import (
     write_rows,
 )
 from tests.sisa.trained import trained
-from tests.toy import ToyTrainer, stored, toy_recipe, toy_record, toy_session
+from tests.toy import ToyTrainer, Wrapped, stored, toy_recipe, toy_record, toy_session
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -88,26 +87,18 @@ def test_train_and_delete_on_ray_equal_inline(
 
 
 @dataclass(frozen=True)
-class Deadly:
+class Deadly(Wrapped):
     """Kills its own process with SIGKILL in the middle of a step that shows a certain record.
 
     Attributes:
-        inner: the real trainer.
         record_id: the record.
         scratch: one file per death, so that processes know of each other's.
         deaths: how many processes may die.
     """
 
-    inner: SliceTrainer
     record_id: str
     scratch: Path
     deaths: int
-
-    def environment(self) -> dict[str, str]:
-        return self.inner.environment()
-
-    def examine(self, record: Record) -> Fit:
-        return self.inner.examine(record)
 
     def train(self, lesson: Lesson) -> Mapping[str, bytes]:
         died = len(list(self.scratch.iterdir()))
@@ -181,7 +172,7 @@ def test_what_a_worker_tells_of_a_failure_holds_nothing_of_a_record(tmp_path: Pa
     chain = schedule(session.workspace.plan(), {})[0]
     step_order = order(chain, 0, None, session.workspace.path, session.workspace.store.root)
     prepare(step_order)
-    outcome = Worker(Quoting(ours=ours)).perform(step_order)
+    (outcome,) = Worker(Quoting(ours=ours)).perform([step_order])
     session.workspace.close()
     assert isinstance(outcome.error, StepFailedError)
     assert outcome.error.__traceback__ is None
