@@ -244,9 +244,10 @@ def perform_together(orders: Sequence[StepOrder], trainer: SliceTrainer) -> list
 def adopted(step_order: StepOrder, outcome: Outcome) -> Outcome:
     """The outcome of an attempt that is over, once what it made is in the store."""
     try:
-        if outcome.checkpoint is not None:
-            adopt(step_order, outcome.checkpoint)
-        discard(step_order)
+        with ExitStack() as attempt:
+            attempt.callback(discard, step_order)
+            if outcome.checkpoint is not None:
+                adopt(step_order, outcome.checkpoint)
     except SisaError as error:
         return replace(outcome, checkpoint=None, error=outcome.error or error)
     return outcome
