@@ -21,7 +21,7 @@ import orchestration.inline
 import shards.plan
 import sisa.acceptance as acceptance
 import sisa.delete as deletion
-from orchestration.executor import Lesson, Outcome, SliceTrainer, StepOrder
+from orchestration.executor import Files, Lesson, Outcome, SliceTrainer, StepOrder
 from orchestration.inline import InlineExecutor
 from shards.book import Book
 from shards.deletion import DELETED, DeletionRequest
@@ -104,6 +104,41 @@ class GlobalTotal(Bugged):
 
     def train(self, lesson: Lesson) -> Mapping[str, bytes]:
         return self.inner.train(replace(lesson, seed=lesson.seed + self.total[0].to_bytes(8, "big")))
+
+
+@dataclass(frozen=True)
+class NeighbourSeen(Bugged):
+    """What one lane makes depends on what is beside it."""
+
+    inner: SliceTrainer = field(default_factory=lambda: ToyTrainer(lanes=2))
+
+    def train_lanes(self, lessons: Mapping[int, Lesson]) -> Mapping[int, Files | SisaError]:
+        shown = [record for _, lesson in sorted(lessons.items()) for record in lesson.passes[0]]
+        others = {lane: replace(lesson, passes=(*lesson.passes, tuple(shown))) for lane, lesson in lessons.items()}
+        return self.inner.train_lanes(others)
+
+
+@dataclass(frozen=True)
+class NeighbourCounted(Bugged):
+    """How many lanes are filled changes how a sum is rounded, as kernels chosen by shape do."""
+
+    inner: SliceTrainer = field(default_factory=lambda: ToyTrainer(lanes=2))
+
+    def train_lanes(self, lessons: Mapping[int, Lesson]) -> Mapping[int, Files | SisaError]:
+        shape = len(lessons).to_bytes(8, "big")
+        rounded = {lane: replace(lesson, seed=lesson.seed + shape) for lane, lesson in lessons.items()}
+        return self.inner.train_lanes(rounded)
+
+
+@dataclass(frozen=True)
+class LanesSwapped(Bugged):
+    """The lanes that are filled are numbered, and each gets the result of its number."""
+
+    inner: SliceTrainer = field(default_factory=lambda: ToyTrainer(lanes=2))
+
+    def train_lanes(self, lessons: Mapping[int, Lesson]) -> Mapping[int, Files | SisaError]:
+        made = self.inner.train_lanes(lessons)
+        return dict(zip(made, reversed(list(made.values())), strict=True))
 
 
 def attempts() -> Callable[[], bytes]:
@@ -316,6 +351,9 @@ BUGS: Mapping[str, Callable[[Monkey], Trainery]] = {
     "seed drawn from the system in the worker": trainer_of(DrawnSeed),
     "seed is the number of the attempt": trainer_of(lambda: DrawnSeed(draw=attempts())),
     "seed from a process-wide generator": trainer_of(lambda: DrawnSeed(draw=global_random())),
+    "a lane sees the records of its neighbour": trainer_of(NeighbourSeen),
+    "a lane's bits depend on how many are filled": trainer_of(NeighbourCounted),
+    "results of two lanes swapped": trainer_of(LanesSwapped),
     "second deletion resurrects the first record": newest_request_only,
     "success reported for no work": success_without_work,
 }
@@ -329,8 +367,9 @@ REFUSED: Mapping[str, Callable[[Monkey], Trainery]] = {
 }
 
 
-def test_without_a_bug_the_same_history_is_exact(memory_path: Path, monkeypatch: Monkey) -> None:
-    judge(memory_path, nothing(monkeypatch))
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_without_a_bug_the_same_history_is_exact(memory_path: Path, lanes: int) -> None:
+    judge(memory_path, lambda: ToyTrainer(lanes=lanes))
 
 
 @pytest.mark.parametrize("bug", BUGS)
