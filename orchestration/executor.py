@@ -178,7 +178,14 @@ class ChainOrder:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one step: a checkpoint, or the error that ended its chain."""
+    """What became of one step: a checkpoint, or the error that ended its chain.
+
+    Attributes:
+        shard: of the step.
+        checkpoint: what was made, if anything was.
+        error: why nothing was.
+        seconds: how long its worker was at it; steps trained side by side share the time of their pass.
+    """
 
     shard: int
     checkpoint: Checkpoint | None
