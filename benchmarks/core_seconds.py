@@ -17,9 +17,10 @@ from benchmarks.data import write_jsonl
 from benchmarks.environment import load
 from benchmarks.passes import formula
 from benchmarks.settings import recipe_values
-from orchestration.executor import Fit, Lesson, SliceTrainer
+from orchestration.executor import Files, Fit, Lesson, SliceTrainer
 from orchestration.inline import InlineExecutor
 from orchestration.reconcile import reconcile
+from shards.errors import SisaError
 from shards.records import Record
 from sisa.delete import delete
 from sisa.ingest import ingest
@@ -35,6 +36,11 @@ class Metered:
         self.passes = 0
         self.core_seconds = 0.0
 
+    @property
+    def lanes(self) -> int:
+        """As the trainer says."""
+        return self._trainer.lanes
+
     def environment(self) -> dict[str, str]:
         """As the trainer says."""
         return self._trainer.environment()
@@ -43,13 +49,22 @@ class Metered:
         """As the trainer says."""
         return self._trainer.examine(record)
 
-    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+    def train(self, lesson: Lesson) -> Files:
         """Train and count."""
+        with self._counted(lesson):
+            return self._trainer.train(lesson)
+
+    def train_lanes(self, lessons: Mapping[int, Lesson]) -> Mapping[int, Files | SisaError]:
+        """Train and count."""
+        with self._counted(*lessons.values()):
+            return self._trainer.train_lanes(lessons)
+
+    @contextmanager
+    def _counted(self, *lessons: Lesson) -> Iterator[None]:
         started = time.process_time()
-        files = self._trainer.train(lesson)
+        yield
         self.core_seconds += time.process_time() - started
-        self.passes += sum(map(len, lesson.passes))
-        return files
+        self.passes += sum(len(records) for lesson in lessons for records in lesson.passes)
 
 
 @contextmanager

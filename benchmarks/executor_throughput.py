@@ -21,7 +21,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -31,9 +32,10 @@ from unittest import mock
 from benchmarks.data import banking_records, spread, synthetic_records, write_jsonl
 from benchmarks.environment import environment, load
 from benchmarks.settings import recipe_values
-from orchestration.executor import ChainOrder, Executor, Fit, Lesson
+from orchestration.executor import ChainOrder, Executor, Files, Fit, Lesson
 from orchestration.inline import InlineExecutor
 from orchestration.schedule import schedule
+from shards.errors import SisaError
 from shards.records import Record
 from sisa.base_model import locate
 from sisa.ingest import ingest
@@ -83,6 +85,11 @@ class Timed:
     trainer: LoraTrainer
     diary: Path
 
+    @property
+    def lanes(self) -> int:
+        """As the trainer says."""
+        return self.trainer.lanes
+
     def environment(self) -> dict[str, str]:
         """As the trainer says."""
         return self.trainer.environment()
@@ -91,18 +98,28 @@ class Timed:
         """As the trainer says."""
         return self.trainer.examine(record)
 
-    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+    def train(self, lesson: Lesson) -> Files:
         """Train, then report."""
+        with self._noted(lesson):
+            return self.trainer.train(lesson)
+
+    def train_lanes(self, lessons: Mapping[int, Lesson]) -> Mapping[int, Files | SisaError]:
+        """Train, then report: one line for all lanes."""
+        with self._noted(*lessons.values()):
+            return self.trainer.train_lanes(lessons)
+
+    @contextmanager
+    def _noted(self, *lessons: Lesson) -> Iterator[None]:
         from sisa import adapter, base_model
 
         with mock.patch.object(adapter, "load_base", wraps=base_model.load_base) as loading:
             adapter.process_adapter(self.trainer.recipe, self.trainer.base_model)
             began = time.monotonic()
-            files = self.trainer.train(lesson)
-            step = Step(os.getpid(), began, time.monotonic(), sum(map(len, lesson.passes)), loading.call_count)
+            yield
+            records = sum(len(records) for lesson in lessons for records in lesson.passes)
+            step = Step(os.getpid(), began, time.monotonic(), records, loading.call_count)
         with self.diary.open("a") as handle:
             handle.write(json.dumps(asdict(step)) + "\n")
-        return files
 
 
 def rate(steps: Sequence[Step], end: float) -> float:

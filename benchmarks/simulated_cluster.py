@@ -18,6 +18,7 @@ from typing import ParamSpec, TypeVar, cast
 
 from orchestration.dispatch import Dispatch, Run
 from orchestration.executor import ChainOrder
+from orchestration.schedule import teams
 from shards.lineage import Checkpoint, Link
 from shards.plan import CHAIN, Chain, Plan, SliceStep
 from shards.vault import StoredRecord
@@ -190,7 +191,7 @@ class Turn:
         self.chains, self.steps, self.passes, self.deaths, self.lost = len(chains), 0, 0, 0, 0.0
         self.failed: set[int] = set()
         self._fleet, self._holdings, self._meter = fleet, holdings, meter
-        self._dispatch = meter.call("dispatch", Dispatch, chains)
+        self._dispatch = meter.call("dispatch", Dispatch, teams(chains, lanes=1))
         self._idle: list[int] = []
         self._cold: set[int] = set()  # without the base
         self._began: dict[int, float] = {}  # worker → when the step it is at was begun
@@ -236,7 +237,7 @@ class Turn:
             self._begin(worker, run, now)
 
     def _begin(self, worker: int, run: Run, now: float) -> None:
-        step = run.chain.steps[run.number]
+        step = _step(run)
         start = self._fleet.model.start if worker in self._cold else 0.0
         seconds = 0.0 if self._holdings.outdated(step) else len(step.members) / self._fleet.model.rate
         self._cold.discard(worker)
@@ -248,8 +249,8 @@ class Turn:
 
     def _dies(self, worker: int, now: float) -> None:
         run, self.end = self._dispatch.running[worker], now
-        if self._meter.call("dispatch", self._dispatch.died, worker) is None:
-            self.failed.add(run.chain.shard)
+        if not self._meter.call("dispatch", self._dispatch.died, worker):
+            self.failed.add(_step(run).link.shard)
         self.deaths += 1
         self.lost += max(0.0, now - self._began[worker]) * self._fleet.model.rate
         self._fleet.die(worker)
@@ -258,19 +259,25 @@ class Turn:
 
     def _ends(self, worker: int, now: float) -> None:
         run, self.end = self._dispatch.running[worker], now
-        step = run.chain.steps[run.number]
+        step = _step(run)
         if self._holdings.outdated(step) or self._fleet.errs():
             self._meter.call("dispatch", self._dispatch.failed, worker)
-            self.failed.add(run.chain.shard)
+            self.failed.add(step.link.shard)
             self.lost += (now - self._began[worker]) * self._fleet.model.rate
             following = None
         else:
             made = self._holdings.store(step)
             self.steps += 1
             self.passes += len(step.members)
-            following = self._meter.call("dispatch", self._dispatch.done, worker, made)
+            following = self._meter.call("dispatch", self._dispatch.done, worker, {step.link.shard: made})
         if following is None:
             self._idle.append(worker)
             self._hand_out(now)
         else:
             self._begin(worker, following, now)
+
+
+def _step(run: Run) -> SliceStep:
+    """The step that a run is at, of its one lane."""
+    (chain,) = run.team.chains
+    return chain.steps[run.team.number]

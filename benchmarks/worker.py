@@ -23,7 +23,8 @@ from typing import Any
 from benchmarks.data import labels_of, write_jsonl
 from benchmarks.environment import load, peak_memory
 from benchmarks.settings import THREADS, recipe_values
-from orchestration.executor import Fit, Lesson, SliceTrainer
+from orchestration.executor import Files, Fit, Lesson, SliceTrainer
+from shards.errors import SisaError
 from shards.records import Record, read_records
 from sisa.base_model import locate, model_digests
 from sisa.config import make_settings
@@ -53,6 +54,11 @@ class Reporting:
     trainer: SliceTrainer
     report: Path
 
+    @property
+    def lanes(self) -> int:
+        """As the trainer says."""
+        return self.trainer.lanes
+
     def environment(self) -> dict[str, str]:
         """As the trainer says."""
         return self.trainer.environment()
@@ -61,11 +67,20 @@ class Reporting:
         """As the trainer says."""
         return self.trainer.examine(record)
 
-    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+    def train(self, lesson: Lesson) -> Files:
         """Train, then report."""
         files = self.trainer.train(lesson)
-        self.report.write_text(json.dumps({"peak_bytes": peak_memory(), "process": os.getpid()}))
+        self._tell()
         return files
+
+    def train_lanes(self, lessons: Mapping[int, Lesson]) -> Mapping[int, Files | SisaError]:
+        """Train, then report."""
+        made = self.trainer.train_lanes(lessons)
+        self._tell()
+        return made
+
+    def _tell(self) -> None:
+        self.report.write_text(json.dumps({"peak_bytes": peak_memory(), "process": os.getpid()}))
 
 
 def fresh(kinds: Sequence[str], records: Sequence[Record], scratch: Path) -> list[dict[str, Any]]:

@@ -9,21 +9,26 @@ A worker writes into a place of its attempt alone, made by the driver with the o
 the attempt is over; the driver takes from there into the store. So a worker that was given up, and
 goes on nevertheless, finds no place to write to.
 
-    driver: prepare ─▶ worker: work ─▶ driver: adopt, discard
+    driver: prepare ─▶ worker: work_together ─▶ driver: adopt, discard
+
+Steps of several shards may be trained in one pass over one base, each in a lane of its own. A lane's
+result must not depend on what the others hold, so its trouble is its own too: it ends one lane, and the
+others go on.
 """
 
 from __future__ import annotations
 
 import secrets
+import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from shards.digest import derive, tensor_digest
-from shards.errors import EnvironmentMismatchError, IntegrityError, StalePlanError, StepFailedError
+from shards.errors import EnvironmentMismatchError, IntegrityError, SisaError, StalePlanError, StepFailedError
 from shards.files import TEMPORARY, remove, storage
 from shards.lineage import Checkpoint, pack_tags
 from shards.plan import SliceStep, pass_order
@@ -32,6 +37,11 @@ from shards.store import Store
 from shards.workspace import SEEN_FILE, WEIGHTS_FILE, Workspace, open_store
 
 ATTEMPT = ".attempt-"
+
+Files: TypeAlias = Mapping[str, bytes]  # of a checkpoint, by name
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class Shelf(Protocol):
@@ -82,7 +92,12 @@ class Fit:
 
 
 class SliceTrainer(Protocol):
-    """Does one step. A frozen, picklable value: it travels to the workers."""
+    """Does steps. A frozen, picklable value: it travels to the workers."""
+
+    @property
+    def lanes(self) -> int:
+        """How many shards are trained in one pass: 1, and ``train`` does it; more, and ``train_lanes`` does."""
+        ...
 
     def environment(self) -> dict[str, str]:
         """What the calling process computes with: equal facts (one class) give equal bits."""
@@ -92,10 +107,21 @@ class SliceTrainer(Protocol):
         """Look at a record before it is taken in."""
         ...
 
-    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+    def train(self, lesson: Lesson) -> Files:
         """Train; returns the checkpoint's files, the weights under ``WEIGHTS_FILE``.
 
         Must be a function of the trainer, the environment class and the lesson alone.
+        """
+        ...
+
+    def train_lanes(self, lessons: Mapping[int, Lesson]) -> Mapping[int, Files | SisaError]:
+        """Train one lesson or more side by side; returns each lane's files, or the error that ended it alone.
+
+        A lane's result must be a function of the trainer, the environment class, the lane and its lesson alone,
+        whatever the other lanes hold.
+
+        Args:
+            lessons: lane (below ``lanes``) → lesson; lanes that are left out have nothing to do.
         """
         ...
 
@@ -152,7 +178,14 @@ class ChainOrder:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one step: a checkpoint, or the error that ended its chain."""
+    """What became of one step: a checkpoint, or the error that ended its chain.
+
+    Attributes:
+        shard: of the step.
+        checkpoint: what was made, if anything was.
+        error: why nothing was.
+        seconds: how long its worker was at it; steps trained side by side share the time of their pass.
+    """
 
     shard: int
     checkpoint: Checkpoint | None
@@ -161,7 +194,7 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Runs chains of steps somewhere."""
+    """Runs chains of steps somewhere, side by side in as many lanes as the trainer has."""
 
     def run(
         self, chains: Iterable[ChainOrder], trainer: SliceTrainer, workspace: Path, store: Path
@@ -190,15 +223,46 @@ def perform(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
     """Do one step in this process and store its result; returns the fact to be recorded.
 
     Raises:
-        SisaError: as :func:`prepare`, :func:`work`, :func:`adopt` and :func:`discard` do.
+        SisaError: as :func:`perform_together` says.
     """
-    prepare(step_order)
+    (outcome,) = perform_together((step_order,), trainer)
+    if outcome.error is not None:
+        raise outcome.error
+    return cast("Checkpoint", outcome.checkpoint)
+
+
+def perform_together(orders: Sequence[StepOrder], trainer: SliceTrainer) -> list[Outcome]:
+    """Do one step of each lane in this process and store what they make; the outcomes, in the order of ``orders``.
+
+    Our errors are outcomes: those of :func:`prepare`, of all lanes; those of :func:`work_together`,
+    :func:`adopt` and :func:`discard`, as there.
+    """
     try:
-        made = work(step_order, trainer)
-        adopt(step_order, made)
-    finally:
-        discard(step_order)
-    return made
+        with ExitStack() as attempts:
+            for each in orders:
+                attempts.callback(discard, each)
+                prepare(each)
+            outcomes = work_together(orders, trainer)
+            return [adopted(each, outcome) for each, outcome in zip(orders, outcomes, strict=True)]
+    except SisaError as error:
+        return [Outcome(each.shard, None, error, 0.0) for each in orders]
+
+
+def adopted(step_order: StepOrder, outcome: Outcome) -> Outcome:
+    """The outcome of an attempt that is over, once what it made is in the store."""
+    try:
+        with ExitStack() as attempt:
+            attempt.callback(discard, step_order)
+            if outcome.checkpoint is not None:
+                adopt(step_order, outcome.checkpoint)
+    except SisaError as error:
+        return replace(outcome, checkpoint=None, error=outcome.error or error)
+    return outcome
+
+
+def made_by(outcomes: Iterable[Outcome]) -> dict[int, Checkpoint]:
+    """Shard → its new checkpoint, where there is one."""
+    return {outcome.shard: outcome.checkpoint for outcome in outcomes if outcome.checkpoint is not None}
 
 
 def prepare(step_order: StepOrder) -> None:
@@ -239,33 +303,99 @@ def discard(step_order: StepOrder) -> None:
         remove(gone)
 
 
-def work(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
-    """Do one step in this process, its result being left in the place of the attempt.
+def work_together(orders: Sequence[StepOrder], trainer: SliceTrainer) -> list[Outcome]:
+    """Do one step of each lane in this process, the results being left in the places of the attempts.
 
-    Raises:
-        EnvironmentMismatchError: if this process is of another class than the chain.
-        StalePlanError: if the step is not (or no longer) part of the plan.
-        IntegrityError: if parent or records are damaged.
-        StorageError: if the file system refuses, or the attempt is over.
+    Args:
+        orders: of different lanes; all of one workspace.
+        trainer: who trains them, in one pass.
+
+    Returns:
+        The outcomes, in the order of ``orders``, each with its share of the time. Our errors are outcomes, of
+        their lane alone where they have one: ``EnvironmentMismatchError`` if this process is of another class
+        than the chain, ``StalePlanError`` if the step is not (or no longer) part of the plan, ``IntegrityError``
+        if parent or records are damaged, ``StorageError`` if the file system refuses, or the attempt is over.
     """
+    started = time.monotonic()
+    results = _tried(_results, orders, trainer)
+    seconds = (time.monotonic() - started) / len(orders)
+    outcomes = []
+    for each in orders:
+        result = results if isinstance(results, SisaError) else results[each.shard]
+        checkpoint, error = (None, result) if isinstance(result, SisaError) else (result, None)
+        outcomes.append(Outcome(each.shard, checkpoint, error, seconds))
+    return outcomes
+
+
+def _tried(do: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | SisaError:
+    """What ``do`` returns, or our error that it raises: one lane's is not to end the others."""
+    try:
+        return do(*args, **kwargs)
+    except SisaError as error:
+        return error
+
+
+def _results(orders: Sequence[StepOrder], trainer: SliceTrainer) -> dict[int, Checkpoint | SisaError]:
+    """Shard → what became of its order."""
     environment = trainer.environment()
+    steps: dict[int, SliceStep] = {}
+    lessons: dict[int, Lesson] = {}
+    results: dict[int, Checkpoint | SisaError] = {}
+    with closing(Workspace.open(orders[0].workspace)) as workspace:
+        forgotten = workspace.book.tombstones()
+        for each in orders:
+            begun = _tried(_begun, workspace, each, environment)
+            if isinstance(begun, SisaError):
+                results[each.shard] = begun
+            else:
+                steps[each.shard], lessons[each.shard] = begun
+        taught = _taught(trainer, lessons)
+        for each in orders:
+            if each.shard in taught:
+                step, files = steps[each.shard], taught[each.shard]
+                results[each.shard] = _tried(_left, workspace, each, step, files, environment, forgotten)
+    return results
+
+
+def _begun(workspace: Workspace, step_order: StepOrder, environment: Mapping[str, str]) -> tuple[SliceStep, Lesson]:
+    """The ordered step, and all that it may look at."""
     if step_order.environment is not None and step_order.environment != environment:
         raise mismatch(step_order.shard, environment_difference(step_order.environment, environment))
-    with closing(Workspace.open(step_order.workspace)) as workspace:
-        return _trained(workspace, step_order, trainer, environment)
-
-
-def _trained(
-    workspace: Workspace, step_order: StepOrder, trainer: SliceTrainer, environment: dict[str, str]
-) -> Checkpoint:
-    forgotten = workspace.book.tombstones()
     step, layout = _planned(workspace, step_order), workspace.layout()
     passes = tuple(
         tuple(stored.record for stored in pass_order(step.members, layout, step.link.slice, epoch=epoch))
         for epoch in range(layout.epochs)
     )
     seed = derive(workspace.keys.seed, "step-seed", step.link.shard, step.link.chain, step.link.slice)
-    files = trainer.train(Lesson(passes, _parent_weights(step_order, workspace), seed))
+    return step, Lesson(passes, _parent_weights(step_order, workspace), seed)
+
+
+def _taught(trainer: SliceTrainer, lessons: Mapping[int, Lesson]) -> dict[int, Files | SisaError]:
+    """Shard → the files that its lesson gives, or the error that ended it: the one place that knows two ways.
+
+    Raises:
+        ValueError: if two shards have one lane: neither's files may end up under the other's key.
+    """
+    if trainer.lanes == 1:
+        return {shard: _tried(trainer.train, lesson) for shard, lesson in lessons.items()}
+    lanes = {shard % trainer.lanes: lesson for shard, lesson in lessons.items()}
+    if len(lanes) < len(lessons):
+        raise ValueError(f"expected shards of different lanes of {trainer.lanes}, found {sorted(lessons)}")
+    taught = trainer.train_lanes(lanes) if lanes else {}
+    return {shard: taught[shard % trainer.lanes] for shard in lessons}
+
+
+def _left(
+    workspace: Workspace,
+    step_order: StepOrder,
+    step: SliceStep,
+    files: Files | SisaError,
+    environment: dict[str, str],
+    forgotten: frozenset[bytes],
+) -> Checkpoint:
+    """The checkpoint of a step that was trained, left in the place of the attempt."""
+    if isinstance(files, SisaError):
+        raise files
     if workspace.book.tombstones() != forgotten:
         _planned(workspace, step_order)  # what saw a record that was deleted meanwhile is not even stored
     store = Store(step_order.staging)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestration.executor import ChainOrder, Outcome, SliceTrainer, order, perform
-from shards.errors import SisaError
+from orchestration.executor import ChainOrder, Outcome, SliceTrainer, made_by, perform_together
+from orchestration.schedule import Team, teams
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +20,10 @@ class InlineExecutor:
     def run(
         self, chains: Iterable[ChainOrder], trainer: SliceTrainer, workspace: Path, store: Path
     ) -> Iterator[Outcome]:
-        """Perform every step here, chain after chain."""
-        for chain in chains:
-            done = chain.parent
-            for number in range(len(chain.steps)):
-                started = time.monotonic()
-                try:
-                    done = perform(order(chain, number, done, workspace, store), trainer)
-                except SisaError as error:
-                    yield Outcome(chain.shard, None, error, time.monotonic() - started)
-                    break
-                yield Outcome(chain.shard, done, None, time.monotonic() - started)
+        """Perform every step here, team after team."""
+        for formed in teams(chains, trainer.lanes):
+            team: Team | None = formed
+            while team is not None:
+                outcomes = perform_together(team.orders(workspace, store), trainer)
+                yield from outcomes
+                team = team.after(made_by(outcomes))

@@ -1,4 +1,4 @@
-"""Runs chains on a Ray cluster: one actor per worker, one chain at a time on each.
+"""Runs chains on a Ray cluster: one actor per worker, one team of chains at a time on each.
 
 Ray carries step orders out and checkpoint facts back, never records or tensors. An actor keeps the
 frozen base model loaded between steps. Nodes may come and go: an actor that dies takes nothing
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,16 +26,17 @@ from orchestration.executor import (
     Outcome,
     SliceTrainer,
     StepOrder,
-    adopt,
+    adopted,
     discard,
     environment_difference,
     failure,
+    made_by,
     mismatch,
-    order,
     prepare,
-    work,
+    work_together,
 )
 from orchestration.ray_cluster import connected
+from orchestration.schedule import teams
 from shards.errors import OperationError, SisaError, StepFailedError
 
 _PATIENCE_SECONDS = 60.0
@@ -51,19 +52,19 @@ class Worker:
         """The class of this process, and the node it is on."""
         return self._trainer.environment(), ray.get_runtime_context().get_node_id()
 
-    def perform(self, step_order: StepOrder) -> Outcome:
-        """Do one step; errors come back as values, so that Ray logs none: their words may quote a record."""
+    def perform(self, orders: Sequence[StepOrder]) -> list[Outcome]:
+        """Do one step of each lane; errors are outcomes, which Ray does not log: their words may quote a record."""
         started = time.monotonic()
-        error: SisaError
         try:
-            checkpoint = work(step_order, self._trainer)
-        except SisaError as ours:
-            error = type(ours)(*ours.args)  # without its frames, which hold records for as long as it lives
-        except Exception as theirs:  # noqa: BLE001 - the edge of the process
-            error = failure(theirs, step_order.shard)
-        else:
-            return Outcome(step_order.shard, checkpoint, None, time.monotonic() - started)
-        return Outcome(step_order.shard, None, error, time.monotonic() - started)
+            outcomes = work_together(orders, self._trainer)
+        except Exception as error:  # noqa: BLE001 - the edge of the process
+            seconds = (time.monotonic() - started) / len(orders)
+            return [Outcome(each.shard, None, failure(error, each.shard), seconds) for each in orders]
+        # An error goes without its frames, which hold records for as long as it lives.
+        return [
+            outcome if outcome.error is None else replace(outcome, error=type(outcome.error)(*outcome.error.args))
+            for outcome in outcomes
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,8 @@ class RayExecutor:
     def run(
         self, chains: Iterable[ChainOrder], trainer: SliceTrainer, workspace: Path, store: Path
     ) -> Iterator[Outcome]:
-        """Perform every step on Ray, as many chains at once as there are workers."""
-        dispatch = Dispatch(tuple(chains))
+        """Perform every step on Ray, as many teams at once as there are workers."""
+        dispatch = Dispatch(teams(chains, trainer.lanes))
         if not dispatch.waiting:
             return
         with self.cluster():
@@ -135,19 +136,19 @@ class RayExecutor:
 
 @dataclass(eq=False, slots=True)
 class _Member:
-    """An actor: starting (``order`` is None), or at a step.
+    """An actor: starting (without ``orders``), or at a step.
 
     Attributes:
         actor: its handle.
         probe: the node that it was sent to, to see of which class it is.
         environment: its class, once it has told.
-        order: what it is doing.
+        orders: what it is doing, one in each lane.
     """
 
     actor: Any
     probe: str | None
     environment: dict[str, str] | None = None
-    order: StepOrder | None = None
+    orders: Sequence[StepOrder] = ()
 
 
 class _Crew:
@@ -170,12 +171,13 @@ class _Crew:
             ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=_PATIENCE_SECONDS)
             for call in ready:
                 member = self._calls.pop(call)
-                yield from self._came_up(member, call) if member.order is None else self._ended(member, call)
+                yield from self._ended(member, call) if member.orders else self._came_up(member, call)
             if not ready and not self._dispatch.running:
                 self._executor.refuse_too_small()  # the nodes that it had may be gone
             self._hire()
         for run in self._dispatch.give_up():
-            yield Outcome(run.chain.shard, None, self._why_nobody_came(run), 0.0)
+            for chain in run.team.chains:
+                yield Outcome(chain.shard, None, self._why_nobody_came(chain.shard, run.team.environment), 0.0)
 
     def dismiss_all(self) -> None:
         """End every actor and every attempt."""
@@ -228,26 +230,25 @@ class _Crew:
         self._nodes[node] = member.environment
         yield from self._next(member)
 
-    def _why_nobody_came(self, run: Run) -> SisaError:
+    def _why_nobody_came(self, shard: int, wanted: Mapping[str, str] | None) -> SisaError:
         if self._stillborn:
             error = self._stillborn[-1]
             cause = error.cause if isinstance(error, RayTaskError) else error
             if isinstance(cause, SisaError):
                 return cause
             return StepFailedError(
-                f"a worker for shard {run.chain.shard}",
+                f"a worker for shard {shard}",
                 f"{TRIES} that could not be started ({type(cause).__name__}: {cause})",
                 "mend the cause and run the same command again; finished steps are kept",
             )
         known = [environment for environment in self._nodes.values() if environment is not None]
-        wanted = run.environment or {}
-        differences = sorted({environment_difference(wanted, environment) for environment in known})
-        return mismatch(run.chain.shard, "; ".join(differences))
+        differences = sorted({environment_difference(wanted or {}, environment) for environment in known})
+        return mismatch(shard, "; ".join(differences))
 
     # -- steps -----------------------------------------------------------------------------------
 
     def _next(self, member: _Member) -> Iterator[Outcome]:
-        """Give an idle member a chain, or send it home."""
+        """Give an idle member a team of chains, or send it home."""
         run = self._dispatch.begin(member, member.environment)
         if run is None:
             self._dismiss(member)
@@ -255,59 +256,48 @@ class _Crew:
             yield from self._submit(member, run)
 
     def _submit(self, member: _Member, run: Run) -> Iterator[Outcome]:
-        member.order = order(run.chain, run.number, run.done, *self._paths)
+        member.orders = run.team.orders(*self._paths)
         try:
-            prepare(member.order)
+            for each in member.orders:
+                prepare(each)
         except SisaError as error:
             self._dispatch.failed(member)
             self._dismiss(member)
-            yield Outcome(run.chain.shard, None, error, 0.0)
+            yield from (Outcome(each.shard, None, error, 0.0) for each in member.orders)
             return
-        self._calls[member.actor.perform.remote(member.order)] = member
+        self._calls[member.actor.perform.remote(member.orders)] = member
 
     def _ended(self, member: _Member, call: Any) -> Iterator[Outcome]:
-        """A step ended, or its worker did."""
-        run = self._dispatch.running[member]
+        """A step ended in every lane, or its worker did."""
         try:
-            outcome: Outcome = ray.get(call)
+            outcomes: list[Outcome] = ray.get(call)
         except RayTaskError as error:
-            outcome = Outcome(run.chain.shard, None, failure(error.cause, run.chain.shard), 0.0)
+            outcomes = [Outcome(each.shard, None, failure(error.cause, each.shard), 0.0) for each in member.orders]
         except RayError as error:
             self._dismiss(member)
-            if self._dispatch.died(member) is None:
-                yield Outcome(run.chain.shard, None, _died(run, error), 0.0)
+            if not self._dispatch.died(member):
+                yield from (Outcome(each.shard, None, _died(each.shard, error), 0.0) for each in member.orders)
             return
-        outcome = _adopted(member, outcome)
-        yield outcome
-        if outcome.checkpoint is None:  # it may be in an odd state
+        outcomes = [adopted(each, outcome) for each, outcome in zip(member.orders, outcomes, strict=True)]
+        yield from outcomes
+        made = made_by(outcomes)
+        if not made:  # it may be in an odd state
             self._dispatch.failed(member)
             self._dismiss(member)
             return
-        following = self._dispatch.done(member, outcome.checkpoint)
+        following = self._dispatch.done(member, made)
         yield from self._next(member) if following is None else self._submit(member, following)
 
     def _dismiss(self, member: _Member) -> None:
         """It may only be out of reach, and must not write later."""
         ray.kill(member.actor)
-        if member.order is not None:
-            discard(member.order)
+        for each in member.orders:
+            discard(each)
 
 
-def _adopted(member: _Member, outcome: Outcome) -> Outcome:
-    """The outcome of a step, once what it made is in the store."""
-    if member.order is None or outcome.checkpoint is None:
-        return outcome
-    try:
-        adopt(member.order, outcome.checkpoint)
-        discard(member.order)
-    except SisaError as error:
-        return replace(outcome, checkpoint=None, error=error)
-    return outcome
-
-
-def _died(run: Run, error: RayError) -> StepFailedError:
+def _died(shard: int, error: RayError) -> StepFailedError:
     return StepFailedError(
-        f"a worker to live through a step of shard {run.chain.shard}",
+        f"a worker to live through a step of shard {shard}",
         f"{TRIES} workers died ({type(error).__name__}: {error})",
         "look for a lack of memory, then run the same command again; finished steps are kept",
     )

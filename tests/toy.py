@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from orchestration.executor import Fit, Lesson
+from orchestration.executor import Files, Fit, Lesson, SliceTrainer
 from shards.digest import digest, tensor_digest
+from shards.errors import SisaError
 from shards.keyfiles import create_root, create_signing_key
 from shards.records import Record, make_content
 from shards.vault import StoredRecord
@@ -34,6 +35,7 @@ class ToyTrainer:
     """Its one tensor is a hash of parent, seed and every record it was shown, in order."""
 
     environment_facts: tuple[tuple[str, str], ...] = tuple(ENVIRONMENT.items())
+    lanes: int = 1
 
     def environment(self) -> dict[str, str]:
         """A made-up environment class."""
@@ -46,9 +48,52 @@ class ToyTrainer:
         state = digest("toy", parent, lesson.seed, *shown)
         return {WEIGHTS_FILE: safetensors_of(state)}
 
+    def train_lanes(self, lessons: Mapping[int, Lesson]) -> dict[int, Files | SisaError]:
+        """Each lane by itself, whatever a derived trainer makes of its lesson."""
+        return lane_by_lane(self, lessons)
+
     def examine(self, record: Record) -> Fit:
         """Everything can be trained."""
         return Fit("", truncated=False)
+
+
+def lane_by_lane(trainer: SliceTrainer, lessons: Mapping[int, Lesson]) -> dict[int, Files | SisaError]:
+    """Lessons side by side, as any trainer would train them one after the other."""
+    made: dict[int, Files | SisaError] = {}
+    for lane, lesson in lessons.items():
+        try:
+            made[lane] = trainer.train(lesson)
+        except SisaError as error:
+            made[lane] = error
+    return made
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A trainer around another one; by itself it changes nothing."""
+
+    inner: SliceTrainer
+
+    @property
+    def lanes(self) -> int:
+        """As many as the other has."""
+        return self.inner.lanes
+
+    def environment(self) -> dict[str, str]:
+        """As the other says."""
+        return self.inner.environment()
+
+    def examine(self, record: Record) -> Fit:
+        """As the other says."""
+        return self.inner.examine(record)
+
+    def train(self, lesson: Lesson) -> Files:
+        """As the other does."""
+        return self.inner.train(lesson)
+
+    def train_lanes(self, lessons: Mapping[int, Lesson]) -> Mapping[int, Files | SisaError]:
+        """Each lane by itself, whatever a derived trainer makes of its lesson."""
+        return lane_by_lane(self, lessons)
 
 
 def safetensors_of(state: bytes) -> bytes:

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 import sisa.delete as deletion
 from orchestration import reconcile
-from orchestration.executor import ChainOrder, Executor, Outcome, SliceTrainer, order, perform
+from orchestration.executor import ChainOrder, Executor, Outcome, SliceTrainer, made_by, perform_together
 from orchestration.inline import InlineExecutor
-from shards.errors import SisaError, UnknownRecordError
+from orchestration.schedule import Team, teams
+from shards.errors import UnknownRecordError
 from shards.files import TEMPORARY
 from shards.law import check_law
 from shards.ledger import Ledger
-from shards.lineage import Checkpoint
 from shards.records import Record
 from shards.store import Store
 from shards.vault import Vault
@@ -111,10 +111,10 @@ def _leave_half_written(kill: Kill, workspace: Path, arguments: Sequence[Any]) -
 
 @dataclass(frozen=True, slots=True)
 class InterleavingExecutor:
-    """Runs chains as Ray does: several at once, steps ending in any order, workers dying.
+    """Runs chains as Ray does: several teams at once, steps ending in any order, workers dying.
 
     Attributes:
-        workers: how many chains are under way.
+        workers: how many teams are under way.
         seed: of the order in which steps end and workers die.
     """
 
@@ -125,26 +125,22 @@ class InterleavingExecutor:
         self, chains: Iterable[ChainOrder], trainer: SliceTrainer, workspace: Path, store: Path
     ) -> Iterator[Outcome]:
         draw = random.Random(self.seed)
-        waiting = deque(chains)
-        running: list[tuple[ChainOrder, int, Checkpoint | None]] = []
+        waiting = deque(teams(chains, trainer.lanes))
+        running: list[Team] = []
         while waiting or running:
             while waiting and len(running) < self.workers:
-                chain = waiting.popleft()
-                running.append((chain, 0, chain.parent))
-            chain, number, done = running.pop(draw.randrange(len(running)))
-            step_order = copy.deepcopy(order(chain, number, done, workspace, store))
+                running.append(waiting.popleft())
+            team = running.pop(draw.randrange(len(running)))
+            orders = copy.deepcopy(team.orders(workspace, store))
             worker = copy.deepcopy(trainer)
-            try:
-                if draw.random() < 0.2:  # a worker ends the step and dies before it can say so
-                    perform(step_order, worker)
-                    (store / f"{TEMPORARY}{draw.randrange(1000)}").mkdir(exist_ok=True)
-                made = perform(step_order, worker)
-            except SisaError as error:
-                yield Outcome(chain.shard, None, error, 0.0)
-                continue
-            yield Outcome(chain.shard, made, None, 0.0)
-            if number + 1 < len(chain.steps):
-                running.append((chain, number + 1, made))
+            if draw.random() < 0.2:  # a worker ends the step and dies before it can say so
+                perform_together(orders, worker)
+                (store / f"{TEMPORARY}{draw.randrange(1000)}").mkdir(exist_ok=True)
+            outcomes = perform_together(orders, worker)
+            yield from outcomes
+            following = team.after(made_by(outcomes))
+            if following is not None:
+                running.append(following)
 
 
 @dataclass(frozen=True, slots=True)

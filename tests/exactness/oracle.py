@@ -6,10 +6,11 @@ Every exactness test of the toy trainer asks these two functions and nothing wea
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestration.executor import SliceTrainer
+from orchestration.executor import ChainOrder, Executor, Outcome, SliceTrainer
 from orchestration.inline import InlineExecutor
 from shards.digest import bytes_digest, canonical_json, tensor_digest
 from shards.keyfiles import read_root
@@ -58,7 +59,18 @@ def holdings(session: Session) -> Holdings:
     )
 
 
-def fresh_run(session: Session, trainer: SliceTrainer, scratch: Path) -> Holdings:
+class LoneExecutor:
+    """Runs each chain with nobody beside it."""
+
+    def run(
+        self, chains: Iterable[ChainOrder], trainer: SliceTrainer, workspace: Path, store: Path
+    ) -> Iterator[Outcome]:
+        """One chain after the other."""
+        for chain in chains:
+            yield from InlineExecutor().run([chain], trainer, workspace, store)
+
+
+def fresh_run(session: Session, trainer: SliceTrainer, scratch: Path, executor: Executor | None = None) -> Holdings:
     """What the same keys and recipe give, from nothing, on the exported surviving records."""
     scratch.mkdir(parents=True)
     file = scratch / "survivors.jsonl"
@@ -66,15 +78,24 @@ def fresh_run(session: Session, trainer: SliceTrainer, scratch: Path) -> Holding
     fresh = toy_session(scratch / "fresh", session.recipe, read_root(session.workspace.path / "keys"))
     try:
         if count:  # an empty file is refused: there is nothing to train
-            train(fresh, [file], executor=InlineExecutor(), trainer=trainer)
+            train(fresh, [file], executor=executor or InlineExecutor(), trainer=trainer)
         return holdings(fresh)
     finally:
         fresh.workspace.close()
 
 
 def assert_equals_fresh_run(session: Session, trainer: SliceTrainer, scratch: Path) -> None:
-    """E1: keys, tensors, what each checkpoint saw and the manifest are those of a fresh run."""
-    found, fresh = holdings(session), fresh_run(session, trainer, scratch)
+    """E1: keys, tensors, what each checkpoint saw and the manifest are those of a fresh run.
+
+    Where shards are trained side by side, also those of a fresh run in which none has another beside it.
+    """
+    found = holdings(session)
+    _assert_equal(found, fresh_run(session, trainer, scratch))
+    if trainer.lanes > 1:
+        _assert_equal(found, fresh_run(session, trainer, scratch / "alone", LoneExecutor()))
+
+
+def _assert_equal(found: Holdings, fresh: Holdings) -> None:
     assert found.checkpoints.keys() == fresh.checkpoints.keys(), "other checkpoint keys than a fresh run"
     assert found.checkpoints == fresh.checkpoints, "other checkpoint facts than a fresh run"
     assert found.tensors == fresh.tensors, "other tensors than a fresh run"

@@ -14,7 +14,7 @@ from orchestration.executor import Executor
 from sisa.config import Recipe
 from tests.exactness.histories import POOL, Delete, Event, Ingest, Operation, World, executors, histories, kills
 from tests.exactness.oracle import Holdings, holdings, refuted
-from tests.toy import memory_directory, toy_recipe
+from tests.toy import ToyTrainer, memory_directory, toy_recipe
 
 
 def examples(count: int) -> settings:
@@ -38,10 +38,10 @@ def recipes() -> st.SearchStrategy[Recipe]:
     )
 
 
-def play(recipe: Recipe, events: list[Event], *, certificates: bool = False) -> None:
+def play(recipe: Recipe, events: list[Event], *, certificates: bool = False, lanes: int = 1) -> None:
     """Play a history and ask the whole law at its end."""
     with memory_directory() as path:
-        world = World(path, recipe)
+        world = World(path, recipe, ToyTrainer(lanes=lanes))
         try:
             for event in events:
                 world.play(event)
@@ -70,6 +70,22 @@ def test_any_history_equals_a_fresh_run(recipe: Recipe, events: list[Event]) -> 
 @given(recipe=recipes(), events=histories(kills() | st.none()))
 def test_any_history_killed_anywhere_equals_a_fresh_run(recipe: Recipe, events: list[Event]) -> None:
     play(recipe, events)
+
+
+@examples(60)
+@given(recipe=recipes(), events=histories(st.none()), lanes=st.integers(2, 3))
+def test_any_history_in_lanes_equals_fresh_runs_side_by_side_and_alone(
+    recipe: Recipe, events: list[Event], lanes: int
+) -> None:
+    play(recipe, events, lanes=lanes)
+
+
+@examples(60)
+@given(recipe=recipes(), events=histories(kills() | st.none()), lanes=st.integers(2, 3))
+def test_any_history_in_lanes_killed_anywhere_equals_fresh_runs_side_by_side_and_alone(
+    recipe: Recipe, events: list[Event], lanes: int
+) -> None:
+    play(recipe, events, lanes=lanes)
 
 
 @examples(30)
@@ -108,6 +124,8 @@ def test_batched_deletion_equals_deletion_one_by_one_in_any_order(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @examples(5000)
-@given(recipe=recipes(), events=histories(kills() | st.none()))
-def test_thousands_of_histories_killed_anywhere_equal_a_fresh_run(recipe: Recipe, events: list[Event]) -> None:
-    play(recipe, events)
+@given(recipe=recipes(), events=histories(kills() | st.none()), lanes=st.integers(1, 3))
+def test_thousands_of_histories_killed_anywhere_equal_a_fresh_run(
+    recipe: Recipe, events: list[Event], lanes: int
+) -> None:
+    play(recipe, events, lanes=lanes)

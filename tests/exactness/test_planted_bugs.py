@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,13 +21,12 @@ import orchestration.inline
 import shards.plan
 import sisa.acceptance as acceptance
 import sisa.delete as deletion
-from orchestration.executor import Fit, Lesson, SliceTrainer, StepOrder
+from orchestration.executor import Files, Lesson, Outcome, SliceTrainer, StepOrder
 from orchestration.inline import InlineExecutor
 from shards.book import Book
 from shards.deletion import DELETED, DeletionRequest
 from shards.errors import LawViolationError, SisaError
 from shards.layout import Assignment
-from shards.lineage import Checkpoint
 from shards.manifest import ModelManifest
 from shards.records import Record
 from shards.store import Store
@@ -38,25 +37,16 @@ from sisa.replay import replay
 from sisa.session import Session
 from sisa.train import train
 from tests.exactness.oracle import assert_equals_fresh_run, assert_lawful
-from tests.toy import ToyTrainer, toy_recipe, toy_record, toy_session
+from tests.toy import ToyTrainer, Wrapped, toy_recipe, toy_record, toy_session
 
 RECORDS = 14
 
 
 @dataclass(frozen=True)
-class Bugged:
+class Bugged(Wrapped):
     """A trainer around the toy trainer, which changes what that is shown."""
 
     inner: SliceTrainer = field(default_factory=ToyTrainer)
-
-    def environment(self) -> dict[str, str]:
-        return self.inner.environment()
-
-    def examine(self, record: Record) -> Fit:
-        return self.inner.examine(record)
-
-    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
-        return self.inner.train(lesson)
 
 
 @dataclass(frozen=True)
@@ -116,6 +106,41 @@ class GlobalTotal(Bugged):
         return self.inner.train(replace(lesson, seed=lesson.seed + self.total[0].to_bytes(8, "big")))
 
 
+@dataclass(frozen=True)
+class NeighbourSeen(Bugged):
+    """What one lane makes depends on what is beside it."""
+
+    inner: SliceTrainer = field(default_factory=lambda: ToyTrainer(lanes=2))
+
+    def train_lanes(self, lessons: Mapping[int, Lesson]) -> Mapping[int, Files | SisaError]:
+        shown = [record for _, lesson in sorted(lessons.items()) for record in lesson.passes[0]]
+        others = {lane: replace(lesson, passes=(*lesson.passes, tuple(shown))) for lane, lesson in lessons.items()}
+        return self.inner.train_lanes(others)
+
+
+@dataclass(frozen=True)
+class NeighbourCounted(Bugged):
+    """How many lanes are filled changes how a sum is rounded, as kernels chosen by shape do."""
+
+    inner: SliceTrainer = field(default_factory=lambda: ToyTrainer(lanes=2))
+
+    def train_lanes(self, lessons: Mapping[int, Lesson]) -> Mapping[int, Files | SisaError]:
+        shape = len(lessons).to_bytes(8, "big")
+        rounded = {lane: replace(lesson, seed=lesson.seed + shape) for lane, lesson in lessons.items()}
+        return self.inner.train_lanes(rounded)
+
+
+@dataclass(frozen=True)
+class LanesSwapped(Bugged):
+    """The lanes that are filled are numbered, and each gets the result of its number."""
+
+    inner: SliceTrainer = field(default_factory=lambda: ToyTrainer(lanes=2))
+
+    def train_lanes(self, lessons: Mapping[int, Lesson]) -> Mapping[int, Files | SisaError]:
+        made = self.inner.train_lanes(lessons)
+        return dict(zip(made, reversed(list(made.values())), strict=True))
+
+
 def attempts() -> Callable[[], bytes]:
     """The number of the attempt as a seed."""
     count = itertools.count()
@@ -165,27 +190,26 @@ def key_without_records(monkey: Monkey) -> Trainery:
 
 def reuse_by_name(monkey: Monkey) -> Trainery:
     """A stale checkpoint is reused because shard and slice have one already."""
-    perform = orchestration.executor.perform
-    made: dict[tuple[Path, int, bytes], Mapping[str, bytes]] = {}
+    perform = orchestration.executor.perform_together
+    made: dict[tuple[Path, bytes], Mapping[str, bytes]] = {}
 
     @dataclass(frozen=True)
     class Reusing(Bugged):
         place: Path = Path()
-        shard: int = 0
 
         def train(self, lesson: Lesson) -> Mapping[str, bytes]:
-            return made.setdefault((self.place, self.shard, lesson.seed), self.inner.train(lesson))
+            return made.setdefault((self.place, lesson.seed), self.inner.train(lesson))
 
-    def skipping(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
-        return perform(step_order, Reusing(trainer, step_order.store, step_order.shard))
+    def skipping(orders: Sequence[StepOrder], trainer: SliceTrainer) -> list[Outcome]:
+        return perform(orders, Reusing(trainer, orders[0].store))
 
-    monkey.setattr(orchestration.inline, "perform", skipping)
+    monkey.setattr(orchestration.inline, "perform_together", skipping)
     return ToyTrainer
 
 
 def warm_start_in_the_order(monkey: Monkey) -> Trainery:
     """A shard's restarted chain begins with the head that saw the record."""
-    perform = orchestration.executor.perform
+    perform = orchestration.executor.perform_together
     heads: dict[tuple[Path, int], bytes] = {}
 
     @dataclass(frozen=True)
@@ -195,13 +219,15 @@ def warm_start_in_the_order(monkey: Monkey) -> Trainery:
         def train(self, lesson: Lesson) -> Mapping[str, bytes]:
             return self.inner.train(replace(lesson, parent=self.head or lesson.parent))
 
-    def warm(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
+    def warm(orders: Sequence[StepOrder], trainer: SliceTrainer) -> list[Outcome]:
+        (step_order,) = orders
         place = (step_order.store, step_order.shard)
-        made = perform(step_order, From(trainer, heads.get(place)))
-        heads[place] = Store(step_order.store).get(made.files)[WEIGHTS_FILE]
-        return made
+        (outcome,) = perform(orders, From(trainer, heads.get(place)))
+        assert outcome.checkpoint is not None
+        heads[place] = Store(step_order.store).get(outcome.checkpoint.files)[WEIGHTS_FILE]
+        return [outcome]
 
-    monkey.setattr(orchestration.inline, "perform", warm)
+    monkey.setattr(orchestration.inline, "perform_together", warm)
     return ToyTrainer
 
 
@@ -325,6 +351,9 @@ BUGS: Mapping[str, Callable[[Monkey], Trainery]] = {
     "seed drawn from the system in the worker": trainer_of(DrawnSeed),
     "seed is the number of the attempt": trainer_of(lambda: DrawnSeed(draw=attempts())),
     "seed from a process-wide generator": trainer_of(lambda: DrawnSeed(draw=global_random())),
+    "a lane sees the records of its neighbour": trainer_of(NeighbourSeen),
+    "a lane's bits depend on how many are filled": trainer_of(NeighbourCounted),
+    "results of two lanes swapped": trainer_of(LanesSwapped),
     "second deletion resurrects the first record": newest_request_only,
     "success reported for no work": success_without_work,
 }
@@ -338,8 +367,9 @@ REFUSED: Mapping[str, Callable[[Monkey], Trainery]] = {
 }
 
 
-def test_without_a_bug_the_same_history_is_exact(memory_path: Path, monkeypatch: Monkey) -> None:
-    judge(memory_path, nothing(monkeypatch))
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_without_a_bug_the_same_history_is_exact(memory_path: Path, lanes: int) -> None:
+    judge(memory_path, lambda: ToyTrainer(lanes=lanes))
 
 
 @pytest.mark.parametrize("bug", BUGS)

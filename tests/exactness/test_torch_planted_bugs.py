@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from orchestration.executor import Fit, Lesson, SliceTrainer
+from orchestration.executor import Lesson, SliceTrainer
 from shards.records import Record
 from shards.workspace import WEIGHTS_FILE
 from sisa import course
@@ -23,24 +23,9 @@ from sisa.determinism import seed_number
 from sisa.session import open_session
 from tests.exactness.conftest import Trained, Trainery
 from tests.models import Row, delete_in, differences, flat, fresh_run, grid, make_workspace, train_in, write_rows
+from tests.toy import Wrapped
 
 Wrap = Callable[[SliceTrainer], SliceTrainer]
-
-
-@dataclass(frozen=True)
-class Wrapped:
-    """A trainer around the real one; by itself it changes nothing."""
-
-    inner: SliceTrainer
-
-    def environment(self) -> dict[str, str]:
-        return self.inner.environment()
-
-    def examine(self, record: Record) -> Fit:
-        return self.inner.examine(record)
-
-    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
-        return self.inner.train(lesson)
 
 
 def history(source: Trained, name: str, task: str, wrap: Wrap = Wrapped, **values: Any) -> list[str]:

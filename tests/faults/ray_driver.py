@@ -90,7 +90,7 @@ def opened(path: Path) -> Session:
 def drive(order: Mapping[str, Any]) -> dict[str, Any]:
     """Train a workspace on Ray; says what error there was, and how its directory is called if it is our own."""
     session = opened(Path(order["workspace"]))
-    records = {name: tuple(order.get(name, ())) for name in ("held", "late", "failing")}
+    records: dict[str, Any] = {name: tuple(order.get(name, ())) for name in ("held", "late", "failing")}
     trainer = Waiting(scratch=Path(order["scratch"]), **records)
     executor = RayExecutor(order.get("workers", 2), address=order.get("address"), init=order.get("init", {}))
     try:

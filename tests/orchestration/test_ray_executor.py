@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,15 +12,16 @@ from pathlib import Path
 import pytest
 import ray
 
-from orchestration.executor import Fit, Lesson, SliceTrainer, order, prepare
+import sisa.delete as deletion
+from orchestration.executor import ATTEMPT, Files, Lesson, SliceTrainer, order, prepare
 from orchestration.ray_executor import RayExecutor, Worker
-from orchestration.schedule import schedule
-from shards.errors import OperationError, StepFailedError
-from shards.records import Record
+from orchestration.schedule import schedule, teams
+from shards.errors import OperationError, SisaError, StepFailedError
 from sisa.config import Settings, write_settings
 from sisa.ingest import Ingested, commit
 from sisa.session import Session, open_session
 from sisa.train import train
+from tests.exactness.oracle import assert_equals_fresh_run, assert_lawful
 from tests.flows.helpers import done, sisa
 from tests.models import (
     Place,
@@ -35,7 +37,7 @@ from tests.models import (
     write_rows,
 )
 from tests.sisa.trained import trained
-from tests.toy import ToyTrainer, stored, toy_recipe, toy_record, toy_session
+from tests.toy import ToyTrainer, Wrapped, stored, toy_recipe, toy_record, toy_session
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -88,26 +90,18 @@ def test_train_and_delete_on_ray_equal_inline(
 
 
 @dataclass(frozen=True)
-class Deadly:
+class Deadly(Wrapped):
     """Kills its own process with SIGKILL in the middle of a step that shows a certain record.
 
     Attributes:
-        inner: the real trainer.
         record_id: the record.
         scratch: one file per death, so that processes know of each other's.
         deaths: how many processes may die.
     """
 
-    inner: SliceTrainer
     record_id: str
     scratch: Path
     deaths: int
-
-    def environment(self) -> dict[str, str]:
-        return self.inner.environment()
-
-    def examine(self, record: Record) -> Fit:
-        return self.inner.examine(record)
 
     def train(self, lesson: Lesson) -> Mapping[str, bytes]:
         died = len(list(self.scratch.iterdir()))
@@ -181,7 +175,7 @@ def test_what_a_worker_tells_of_a_failure_holds_nothing_of_a_record(tmp_path: Pa
     chain = schedule(session.workspace.plan(), {})[0]
     step_order = order(chain, 0, None, session.workspace.path, session.workspace.store.root)
     prepare(step_order)
-    outcome = Worker(Quoting(ours=ours)).perform(step_order)
+    (outcome,) = Worker(Quoting(ours=ours)).perform([step_order])
     session.workspace.close()
     assert isinstance(outcome.error, StepFailedError)
     assert outcome.error.__traceback__ is None
@@ -319,3 +313,124 @@ def test_workers_have_readable_names_share_processors_and_get_their_runtime_env(
     assert (tmp_path / "told").read_text() == "something"
     assert len(session.workspace.book.served()) == 4
     session.workspace.close()
+
+
+# -- lanes --------------------------------------------------------------------------------------
+
+
+def lanes_setting(root: Path) -> Session:
+    """Five shards, all with steps to train, and nothing trained."""
+    session = toy_session(root / "workspace", toy_recipe(shards=5))
+    records = [toy_record(number, subject=None) for number in range(40)]
+    commit(session, stored(session, records), Ingested(40, 0, 0, 0))
+    assert all(chain.steps for chain in session.workspace.plan().chains)
+    return session
+
+
+def first_record(session: Session, shard: int) -> str:
+    return session.workspace.chain(shard).steps[0].members[0].record.id
+
+
+@dataclass(frozen=True)
+class Counting(Wrapped):
+    """Leaves a file for every pass, named after the lanes that it filled."""
+
+    scratch: Path
+
+    def train_lanes(self, lessons: Mapping[int, Lesson]) -> Mapping[int, Files | SisaError]:
+        filled = "".join(str(lane) for lane in sorted(lessons))
+        (self.scratch / f"{filled}-{secrets.token_hex(8)}").touch()
+        return super().train_lanes(lessons)
+
+
+def test_train_and_delete_in_lanes_on_ray_equal_fresh_runs_side_by_side_and_alone(tmp_path: Path) -> None:
+    session, passes = lanes_setting(tmp_path), tmp_path / "passes"
+    passes.mkdir()
+    trainer = Counting(ToyTrainer(lanes=2), passes)
+    train(session, executor=RayExecutor(workers=2), trainer=trainer)
+    longest: dict[int, int] = {}
+    for chain in session.workspace.plan().chains:
+        longest[chain.shard // 2] = max(len(chain.steps), longest.get(chain.shard // 2, 0))
+    assert len(list(passes.iterdir())) == sum(longest.values()), "one call for each step of a team"
+    before = set(passes.iterdir())
+    gone = first_record(session, 3)
+    deletion.delete(session, [gone], executor=RayExecutor(workers=2), trainer=trainer)
+    assert {file.name[:2] for file in set(passes.iterdir()) - before} == {"1-"}, "its own lane, and no other"
+    assert_lawful(session)
+    assert_equals_fresh_run(session, ToyTrainer(lanes=2), tmp_path / "side by side")
+    assert_equals_fresh_run(session, ToyTrainer(), tmp_path / "one lane")
+    session.workspace.close()
+
+
+def test_the_lanes_of_a_worker_that_died_are_trained_by_the_next_one(tmp_path: Path) -> None:
+    session, graves = lanes_setting(tmp_path), tmp_path / "deaths"
+    graves.mkdir()
+    deadly = Deadly(ToyTrainer(lanes=5), first_record(session, 3), graves, deaths=2)
+    train(session, executor=RayExecutor(workers=1), trainer=deadly)
+    assert len(list(graves.iterdir())) == 2
+    assert_lawful(session)
+    assert_equals_fresh_run(session, ToyTrainer(lanes=5), tmp_path / "fresh")
+    session.workspace.close()
+
+
+def test_a_lane_whose_every_worker_dies_takes_no_other_along(tmp_path: Path) -> None:
+    session, graves = lanes_setting(tmp_path), tmp_path / "deaths"
+    graves.mkdir()
+    deadly = Deadly(ToyTrainer(lanes=5), first_record(session, 3), graves, deaths=100)
+    with pytest.raises(StepFailedError, match="3 workers died"):
+        train(session, executor=RayExecutor(workers=1), trainer=deadly)
+    assert len(list(graves.iterdir())) == 3
+    whole = {chain.shard for chain in session.workspace.plan().chains} - {3}
+    live = session.workspace.book.live()
+    assert {made.link.shard for made in live.values()} == whole
+    assert len(live) == sum(len(chain.steps) for chain in session.workspace.plan().chains if chain.shard in whole)
+    train(session, executor=RayExecutor(workers=1), trainer=ToyTrainer(lanes=5))
+    assert_equals_fresh_run(session, ToyTrainer(lanes=5), tmp_path / "fresh")
+    session.workspace.close()
+
+
+@dataclass(frozen=True)
+class Diverging(Deadly):
+    """Ends with an error of ours instead of dying."""
+
+    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+        if self.record_id in {record.id for record in lesson.passes[0]}:
+            raise StepFailedError("finite weights", "a training that diverged", "none")
+        return self.inner.train(lesson)
+
+
+def test_a_lane_that_fails_leaves_its_team_and_its_worker_goes_on_with_the_others(tmp_path: Path) -> None:
+    session = lanes_setting(tmp_path)
+    names: set[str] = set()
+    diverging = Diverging(ToyTrainer(lanes=5), first_record(session, 3), tmp_path, deaths=0)
+    with pytest.raises(StepFailedError, match="diverged"):
+        train(
+            session,
+            executor=RayExecutor(workers=1),
+            trainer=diverging,
+            report=lambda _: names.update(ray.util.list_named_actors()),
+        )
+    assert {name.split()[3] for name in names} == {"1"}
+    assert [file.name for file in session.workspace.store.root.iterdir() if file.name.startswith(ATTEMPT)] == []
+    live, chains = session.workspace.book.live(), session.workspace.plan().chains
+    assert live.keys() == {step.key for chain in chains if chain.shard != 3 for step in chain.steps}
+    train(session, executor=RayExecutor(workers=1), trainer=ToyTrainer(lanes=5))
+    assert_lawful(session)
+    assert_equals_fresh_run(session, ToyTrainer(lanes=5), tmp_path / "fresh")
+    session.workspace.close()
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_what_a_worker_tells_of_the_failure_of_its_lanes_holds_nothing_of_a_record(tmp_path: Path, ours: bool) -> None:
+    session = toy_session(tmp_path / "workspace", toy_recipe())
+    commit(session, stored(session, [toy_record(n, id=f"IDCANARY-{n}") for n in range(12)]), Ingested(12, 0, 0, 0))
+    (team,) = teams(schedule(session.workspace.plan(), {}), 2)
+    orders = team.orders(session.workspace.path, session.workspace.store.root)
+    for each in orders:
+        prepare(each)
+    outcomes = Worker(Quoting(ours=ours, lanes=2)).perform(orders)
+    session.workspace.close()
+    assert {outcome.shard for outcome in outcomes} == {0, 1}
+    assert all(isinstance(outcome.error, StepFailedError) for outcome in outcomes)
+    assert all(outcome.error is not None and outcome.error.__traceback__ is None for outcome in outcomes)
+    assert b"IDCANARY" not in ray.cloudpickle.dumps(outcomes)

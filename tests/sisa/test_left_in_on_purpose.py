@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import orchestration.executor
-import orchestration.inline
+import orchestration.schedule
 import shards.plan
 from orchestration.executor import ChainOrder, StepOrder
 from orchestration.inline import InlineExecutor
@@ -124,7 +124,7 @@ def left_in_the_adapter_and_optimiser_state(session: Session, monkey: Monkey) ->
         return replace(made, parent=stale) if made.parent is None and victim.gone() else made
 
     monkey.setattr(shards.plan, "_chain", chain)
-    monkey.setattr(orchestration.inline, "order", warm)
+    monkey.setattr(orchestration.schedule, "order", warm)
 
 
 def a_stale_checkpoint_kept(_: Session, monkey: Monkey) -> None:

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from orchestration.executor import Fit, Lesson, Outcome
+from orchestration.executor import Lesson, Outcome
 from orchestration.inline import InlineExecutor
 from shards import kinds
 from shards.errors import HeldError, InputError, OperationError, UnknownRecordError
 from shards.law import check_law
-from shards.records import Record
 from sisa.certificate import certificate_path
 from sisa.delete import Deleted, delete
 from sisa.hold import hold
@@ -141,21 +140,15 @@ def test_nothing_names_a_withdrawn_request_s_record(session: Session) -> None:
 
 
 @dataclass(frozen=True)
-class Failing:
+class Failing(ToyTrainer):
     """Fails on the first step that shows a certain record, or on every step."""
 
-    record_id: str
-
-    def environment(self) -> dict[str, str]:
-        return TRAINER.environment()
-
-    def examine(self, record: Record) -> Fit:
-        return TRAINER.examine(record)
+    record_id: str = ""
 
     def train(self, lesson: Lesson) -> Mapping[str, bytes]:
         if self.record_id in {"", *(record.id for record in lesson.passes[0])}:
             raise OperationError("a step", "planted", "none")
-        return TRAINER.train(lesson)
+        return ToyTrainer.train(self, lesson)
 
 
 class OutOfReach:
@@ -173,7 +166,7 @@ def test_a_request_that_fails_is_parked_visible_and_tried_again_and_others_go_on
     neighbour = next(name for name in places if places[name] == places[one] and name != one)
     queue(session, one, request_id="one")
     queue(session, other, request_id="other")
-    done = worked(session, trainer=Failing(neighbour))
+    done = worked(session, trainer=Failing(record_id=neighbour))
     assert (done.completed, done.failed) == (("other",), ("one",))
     assert done.errors
     assert states(session) == {"one": "failed", "other": "completed"}
@@ -251,7 +244,7 @@ def test_what_is_being_stated_as_not_present_does_not_come_in_before_it_is_state
     with pytest.raises(OperationError):
         delete(
             session, ["r1", "r20"], request_id="one", ignore_missing=True, executor=InlineExecutor(),
-            trainer=Failing(""), who={},
+            trainer=Failing(), who={},
         )  # fmt: skip
     retrain(session, rows(tmp_path / "new.jsonl", 20))
     assert states(session) == {"one": "completed"}
