@@ -22,14 +22,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from shards.activations import Activations, AttemptShelf
 from shards.digest import derive, tensor_digest
 from shards.errors import EnvironmentMismatchError, IntegrityError, StalePlanError, StepFailedError
 from shards.files import TEMPORARY, remove, storage
+from shards.frozen import has_frozen_layers
 from shards.lineage import Checkpoint, pack_tags
 from shards.plan import SliceStep, pass_order
 from shards.records import Record
 from shards.store import Store
-from shards.workspace import SEEN_FILE, WEIGHTS_FILE, Workspace, open_store
+from shards.workspace import ACTIVATIONS, SEEN_FILE, WEIGHTS_FILE, Workspace, open_store
 
 ATTEMPT = ".attempt-"
 
@@ -59,7 +61,7 @@ class Lesson:
         parent: weights to start from (safetensors), or None to start from the base model.
         seed: 32 secret bytes for this (shard, chain, slice); every random draw derives from it.
         shelf: what was computed before from these records, one by one; None where nothing may be taken from
-            before (a replay).
+            before (a replay), and where the recipe leaves no layer frozen.
     """
 
     passes: tuple[tuple[Record, ...], ...]
@@ -126,6 +128,11 @@ class StepOrder:
     def staging(self) -> Path:
         """Where the worker writes; a sweep of the store removes what a killed driver left there."""
         return self.store / f"{ATTEMPT}{self.attempt}"
+
+    @property
+    def replayed(self) -> bool:
+        """Is it trained only to be compared? Then nothing is taken from before but the records."""
+        return self.store != self.workspace / "store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +224,8 @@ def adopt(step_order: StepOrder, made: Checkpoint) -> None:
     A record of it may be deleted between the worker's last look and this: nothing is certified then before
     the driver of this run has ended, and the next one purges what the plan no longer has.
 
+    Activations that it computed become cached ones.
+
     Raises:
         IntegrityError: if it is not there as the worker said.
         StorageError: if the file system refuses.
@@ -224,6 +233,7 @@ def adopt(step_order: StepOrder, made: Checkpoint) -> None:
     store = open_store(step_order.workspace, step_order.store)
     for name in (made.files, made.seen):
         store.adopt(step_order.staging, name)
+    Activations(step_order.workspace / ACTIVATIONS).adopt(step_order.staging / ACTIVATIONS, step_order.shard)
 
 
 def discard(step_order: StepOrder) -> None:
@@ -265,7 +275,8 @@ def _trained(
         for epoch in range(layout.epochs)
     )
     seed = derive(workspace.keys.seed, "step-seed", step.link.shard, step.link.chain, step.link.slice)
-    files = trainer.train(Lesson(passes, _parent_weights(step_order, workspace), seed))
+    shelf = _shelf(workspace, step_order, step)
+    files = trainer.train(Lesson(passes, _parent_weights(step_order, workspace), seed, shelf))
     if workspace.book.tombstones() != forgotten:
         _planned(workspace, step_order)  # what saw a record that was deleted meanwhile is not even stored
     store = Store(step_order.staging)
@@ -279,6 +290,13 @@ def _trained(
         own=step.own,
         environment=environment,
     )
+
+
+def _shelf(workspace: Workspace, step_order: StepOrder, step: SliceStep) -> Shelf | None:
+    """The activations of a step's records; none for a replay, and none where no layer is frozen."""
+    if step_order.replayed or not has_frozen_layers(workspace.pinned().recipe):
+        return None
+    return AttemptShelf(workspace.activations, step_order.staging / ACTIVATIONS, step_order.shard, step.members)
 
 
 def _planned(workspace: Workspace, step_order: StepOrder) -> SliceStep:

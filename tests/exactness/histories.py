@@ -24,6 +24,7 @@ import sisa.delete as deletion
 from orchestration import reconcile
 from orchestration.executor import ChainOrder, Executor, Outcome, SliceTrainer, order, perform
 from orchestration.inline import InlineExecutor
+from shards.activations import Activations
 from shards.errors import SisaError, UnknownRecordError
 from shards.files import TEMPORARY
 from shards.law import check_law
@@ -56,6 +57,8 @@ KILL_POINTS: Mapping[str, tuple[Any, str]] = {
     "Store.purge": (Store, "purge"),
     "Vault.write": (Vault, "write"),
     "Vault.sweep": (Vault, "sweep"),
+    "Activations.adopt": (Activations, "adopt"),
+    "Activations.sweep": (Activations, "sweep"),
     "trainer.train": (ToyTrainer, "train"),
     "publish": (reconcile, "publish"),
     "issue": (deletion, "issue"),
