@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Set
 from functools import cache
 from pathlib import Path
@@ -88,9 +89,11 @@ class Activations:
                     else:
                         strays.append(Path(entry))
 
-        if not os.path.lexists(self.root):
+        try:
+            mode = self.root.lstat().st_mode
+        except FileNotFoundError:
             return []
-        if self.root.is_symlink() or not self.root.is_dir():
+        if not stat.S_ISDIR(mode):
             return [self.root]
         for kind in directories(self.root, _KIND):
             for shard in directories(kind, _SHARD):

@@ -249,7 +249,7 @@ def test_whatever_is_no_entry_of_a_name_given_is_swept_and_the_rest_is_left(
     (one.parents[1] / "0004").mkdir()
     (one.parents[1] / "0004" / one.name).write_bytes(one.read_bytes())
     (one.parents[1] / "4").mkdir()
-    (one.parents[1] / "file").touch()
+    os.mkfifo(one.parents[1] / "file")
     (cache.root / "not-hex").mkdir()
     (cache.root / OTHER).symlink_to(outside)
     kept = {one: one.read_bytes()}
@@ -269,6 +269,19 @@ def test_whatever_is_no_entry_of_a_name_given_is_swept_and_the_rest_is_left(
     assert files(cache.root) == kept
     assert cache.strays(names) == []
     assert (outside / "x").exists(), "it followed a link"
+
+
+def test_what_cannot_be_looked_at_is_not_taken_for_nothing(
+    cache: Activations, shelf: AttemptShelf, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(cache, shelf, staging)
+
+    def fail(path: Path) -> os.stat_result:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(Path, "lstat", fail)
+    with pytest.raises(StorageError, match="remove activations"):
+        cache.sweep(lambda _: frozenset())
 
 
 @pytest.mark.parametrize("how", ["absent", "file", "link", "dangling"])
