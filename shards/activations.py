@@ -59,11 +59,9 @@ class Activations:
         Raises:
             StorageError: if the file system refuses for another reason.
         """
-        if not staging.is_dir():
-            return
         with storage(f"keep activations in {self.root}"):
             try:
-                for kind in staging.iterdir():
+                for kind in staging.iterdir() if staging.is_dir() else ():
                     target = self.directory(kind.name, shard)
                     for directory in (self.root, target.parent, target):
                         directory.mkdir(mode=0o700, exist_ok=True)
@@ -116,8 +114,13 @@ class Activations:
         return [stray.name for stray in strays]
 
     def size(self) -> int:
-        """Bytes of all files."""
-        return LocalPlace(self.root).size()
+        """Bytes of all files.
+
+        Raises:
+            StorageError: if the file system refuses.
+        """
+        with storage(f"list activations in {self.root}"):
+            return LocalPlace(self.root).size()
 
 
 class AttemptShelf:
