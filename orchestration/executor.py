@@ -1,15 +1,9 @@
-"""Protocols between the work and whoever does it, and the one way a step is performed.
+"""Protocols and values between the work and whoever does it.
 
 A worker is told *which* step to do, never given records or tensors: it opens the workspace itself,
 rebuilds the chain of its shard from the surviving records, and refuses to train unless the step it
-was asked for is in that chain. So nothing personal travels through task arguments or an object
-store, and a stale order cannot train a record that was deleted meanwhile.
-
-A worker writes into a place of its attempt alone, made by the driver with the order and gone when
-the attempt is over; the driver takes from there into the store. So a worker that was given up, and
-goes on nevertheless, finds no place to write to.
-
-    driver: prepare ─▶ worker: work_together ─▶ driver: adopt, discard
+was asked for is in that chain (``attempt``). So nothing personal travels through task arguments or an
+object store, and a stale order cannot train a record that was deleted meanwhile.
 
 Steps of several shards may be trained in one pass over one base, each in a lane of its own. A lane's
 result must not depend on what the others hold, so its trouble is its own too: it ends one lane, and the
@@ -19,22 +13,16 @@ others go on.
 from __future__ import annotations
 
 import secrets
-import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeAlias, TypeVar, cast
+from typing import ParamSpec, Protocol, TypeAlias, TypeVar
 
-from shards.digest import derive, tensor_digest
-from shards.errors import EnvironmentMismatchError, IntegrityError, SisaError, StalePlanError, StepFailedError
-from shards.files import TEMPORARY, remove, storage
-from shards.lineage import Checkpoint, pack_tags
-from shards.plan import SliceStep, pass_order
+from shards.errors import EnvironmentMismatchError, SisaError, StepFailedError
+from shards.lineage import Checkpoint
+from shards.plan import SliceStep
 from shards.records import Record
-from shards.store import Store
-from shards.workspace import SEEN_FILE, WEIGHTS_FILE, Workspace, open_store
 
 ATTEMPT = ".attempt-"
 
@@ -69,7 +57,7 @@ class Lesson:
         parent: weights to start from (safetensors), or None to start from the base model.
         seed: 32 secret bytes for this (shard, chain, slice); every random draw derives from it.
         shelf: what was computed before from these records, one by one; None where nothing may be taken from
-            before (a replay).
+            before (a replay), and where the recipe leaves no layer frozen.
     """
 
     passes: tuple[tuple[Record, ...], ...]
@@ -153,6 +141,11 @@ class StepOrder:
         """Where the worker writes; a sweep of the store removes what a killed driver left there."""
         return self.store / f"{ATTEMPT}{self.attempt}"
 
+    @property
+    def replayed(self) -> bool:
+        """Is it trained only to be compared? Then nothing is taken from before but the records."""
+        return self.store != self.workspace / "store"
+
 
 @dataclass(frozen=True, slots=True)
 class ChainOrder:
@@ -217,225 +210,6 @@ def order(chain: ChainOrder, number: int, done: Checkpoint | None, workspace: Pa
         environment=chain.environment if done is None else done.environment,
         attempt=secrets.token_hex(16),
     )
-
-
-def perform(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
-    """Do one step in this process and store its result; returns the fact to be recorded.
-
-    Raises:
-        SisaError: as :func:`perform_together` says.
-    """
-    (outcome,) = perform_together((step_order,), trainer)
-    if outcome.error is not None:
-        raise outcome.error
-    return cast("Checkpoint", outcome.checkpoint)
-
-
-def perform_together(orders: Sequence[StepOrder], trainer: SliceTrainer) -> list[Outcome]:
-    """Do one step of each lane in this process and store what they make; the outcomes, in the order of ``orders``.
-
-    Our errors are outcomes: those of :func:`prepare`, of all lanes; those of :func:`work_together`,
-    :func:`adopt` and :func:`discard`, as there.
-    """
-    try:
-        with ExitStack() as attempts:
-            for each in orders:
-                attempts.callback(discard, each)
-                prepare(each)
-            outcomes = work_together(orders, trainer)
-            return [adopted(each, outcome) for each, outcome in zip(orders, outcomes, strict=True)]
-    except SisaError as error:
-        return [Outcome(each.shard, None, error, 0.0) for each in orders]
-
-
-def adopted(step_order: StepOrder, outcome: Outcome) -> Outcome:
-    """The outcome of an attempt that is over, once what it made is in the store."""
-    try:
-        with ExitStack() as attempt:
-            attempt.callback(discard, step_order)
-            if outcome.checkpoint is not None:
-                adopt(step_order, outcome.checkpoint)
-    except SisaError as error:
-        return replace(outcome, checkpoint=None, error=outcome.error or error)
-    return outcome
-
-
-def made_by(outcomes: Iterable[Outcome]) -> dict[int, Checkpoint]:
-    """Shard → its new checkpoint, where there is one."""
-    return {outcome.shard: outcome.checkpoint for outcome in outcomes if outcome.checkpoint is not None}
-
-
-def prepare(step_order: StepOrder) -> None:
-    """Make the place that the attempt may write to.
-
-    Raises:
-        StorageError: if the file system refuses.
-    """
-    with storage(f"make a place for a step in {step_order.store}"):
-        step_order.staging.mkdir(mode=0o700)
-
-
-def adopt(step_order: StepOrder, made: Checkpoint) -> None:
-    """Take what the attempt made into the store, verified.
-
-    A record of it may be deleted between the worker's last look and this: nothing is certified then before
-    the driver of this run has ended, and the next one purges what the plan no longer has.
-
-    Raises:
-        IntegrityError: if it is not there as the worker said.
-        StorageError: if the file system refuses.
-    """
-    store = open_store(step_order.workspace, step_order.store)
-    for name in (made.files, made.seen):
-        store.adopt(step_order.staging, name)
-
-
-def discard(step_order: StepOrder) -> None:
-    """End the attempt: whoever still writes for it has no place any more.
-
-    Raises:
-        StorageError: if the file system refuses.
-    """
-    gone = step_order.store / f"{TEMPORARY}{step_order.attempt}"
-    with storage(f"end an attempt in {step_order.store}"):
-        if step_order.staging.exists():
-            step_order.staging.rename(gone)  # at once, where a removal file by file could be overtaken
-        remove(gone)
-
-
-def work_together(orders: Sequence[StepOrder], trainer: SliceTrainer) -> list[Outcome]:
-    """Do one step of each lane in this process, the results being left in the places of the attempts.
-
-    Args:
-        orders: of different lanes; all of one workspace.
-        trainer: who trains them, in one pass.
-
-    Returns:
-        The outcomes, in the order of ``orders``, each with its share of the time. Our errors are outcomes, of
-        their lane alone where they have one: ``EnvironmentMismatchError`` if this process is of another class
-        than the chain, ``StalePlanError`` if the step is not (or no longer) part of the plan, ``IntegrityError``
-        if parent or records are damaged, ``StorageError`` if the file system refuses, or the attempt is over.
-    """
-    started = time.monotonic()
-    results = _tried(_results, orders, trainer)
-    seconds = (time.monotonic() - started) / len(orders)
-    outcomes = []
-    for each in orders:
-        result = results if isinstance(results, SisaError) else results[each.shard]
-        checkpoint, error = (None, result) if isinstance(result, SisaError) else (result, None)
-        outcomes.append(Outcome(each.shard, checkpoint, error, seconds))
-    return outcomes
-
-
-def _tried(do: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | SisaError:
-    """What ``do`` returns, or our error that it raises: one lane's is not to end the others."""
-    try:
-        return do(*args, **kwargs)
-    except SisaError as error:
-        return error
-
-
-def _results(orders: Sequence[StepOrder], trainer: SliceTrainer) -> dict[int, Checkpoint | SisaError]:
-    """Shard → what became of its order."""
-    environment = trainer.environment()
-    steps: dict[int, SliceStep] = {}
-    lessons: dict[int, Lesson] = {}
-    results: dict[int, Checkpoint | SisaError] = {}
-    with closing(Workspace.open(orders[0].workspace)) as workspace:
-        forgotten = workspace.book.tombstones()
-        for each in orders:
-            begun = _tried(_begun, workspace, each, environment)
-            if isinstance(begun, SisaError):
-                results[each.shard] = begun
-            else:
-                steps[each.shard], lessons[each.shard] = begun
-        taught = _taught(trainer, lessons)
-        for each in orders:
-            if each.shard in taught:
-                step, files = steps[each.shard], taught[each.shard]
-                results[each.shard] = _tried(_left, workspace, each, step, files, environment, forgotten)
-    return results
-
-
-def _begun(workspace: Workspace, step_order: StepOrder, environment: Mapping[str, str]) -> tuple[SliceStep, Lesson]:
-    """The ordered step, and all that it may look at."""
-    if step_order.environment is not None and step_order.environment != environment:
-        raise mismatch(step_order.shard, environment_difference(step_order.environment, environment))
-    step, layout = _planned(workspace, step_order), workspace.layout()
-    passes = tuple(
-        tuple(stored.record for stored in pass_order(step.members, layout, step.link.slice, epoch=epoch))
-        for epoch in range(layout.epochs)
-    )
-    seed = derive(workspace.keys.seed, "step-seed", step.link.shard, step.link.chain, step.link.slice)
-    return step, Lesson(passes, _parent_weights(step_order, workspace), seed)
-
-
-def _taught(trainer: SliceTrainer, lessons: Mapping[int, Lesson]) -> dict[int, Files | SisaError]:
-    """Shard → the files that its lesson gives, or the error that ended it: the one place that knows two ways.
-
-    Raises:
-        ValueError: if two shards have one lane: neither's files may end up under the other's key.
-    """
-    if trainer.lanes == 1:
-        return {shard: _tried(trainer.train, lesson) for shard, lesson in lessons.items()}
-    lanes = {shard % trainer.lanes: lesson for shard, lesson in lessons.items()}
-    if len(lanes) < len(lessons):
-        raise ValueError(f"expected shards of different lanes of {trainer.lanes}, found {sorted(lessons)}")
-    taught = trainer.train_lanes(lanes) if lanes else {}
-    return {shard: taught[shard % trainer.lanes] for shard in lessons}
-
-
-def _left(
-    workspace: Workspace,
-    step_order: StepOrder,
-    step: SliceStep,
-    files: Files | SisaError,
-    environment: dict[str, str],
-    forgotten: frozenset[bytes],
-) -> Checkpoint:
-    """The checkpoint of a step that was trained, left in the place of the attempt."""
-    if isinstance(files, SisaError):
-        raise files
-    if workspace.book.tombstones() != forgotten:
-        _planned(workspace, step_order)  # what saw a record that was deleted meanwhile is not even stored
-    store = Store(step_order.staging)
-    return Checkpoint(
-        link=step.link,
-        files=store.put(files),
-        tensors=tensor_digest(files[WEIGHTS_FILE]),
-        root=step.root,
-        seen=store.put({SEEN_FILE: pack_tags(stored.tag for stored in step.members)}),
-        members=len(step.members),
-        own=step.own,
-        environment=environment,
-    )
-
-
-def _planned(workspace: Workspace, step_order: StepOrder) -> SliceStep:
-    """The ordered step as the surviving records give it now."""
-    steps = workspace.chain(step_order.shard).steps
-    step = next((step for step in steps if step.key == step_order.key), None)
-    if step is None:
-        raise StalePlanError(
-            f"step {step_order.key[:12]} in the plan of the surviving records",
-            "a plan without it: records changed after the order was given",
-            "run the command again",
-        )
-    return step
-
-
-def _parent_weights(step_order: StepOrder, workspace: Workspace) -> bytes | None:
-    """The parent's tensors, which must be those of its fact."""
-    if step_order.parent is None:
-        return None
-    weights = workspace.store_at(step_order.store).get(step_order.parent.files)[WEIGHTS_FILE]
-    if tensor_digest(weights) != step_order.parent.tensors:
-        raise IntegrityError(
-            f"tensors {step_order.parent.tensors} in checkpoint {step_order.parent.key}",
-            "other tensors",
-            "run `sisa audit --all`; `sisa train` remakes damaged checkpoints",
-        )
-    return weights
 
 
 def environment_difference(wanted: Mapping[str, str], found: Mapping[str, str]) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestration.executor import ChainOrder, Outcome, SliceTrainer, made_by, perform_together
+from orchestration.attempt import made_by, perform_together
+from orchestration.executor import ChainOrder, Outcome, SliceTrainer
 from orchestration.schedule import Team, teams
 
 

@@ -20,20 +20,16 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestration.attempt import adopted, discard, made_by, prepare, work_together
 from orchestration.dispatch import TRIES, Dispatch, Run
 from orchestration.executor import (
     ChainOrder,
     Outcome,
     SliceTrainer,
     StepOrder,
-    adopted,
-    discard,
     environment_difference,
     failure,
-    made_by,
     mismatch,
-    prepare,
-    work_together,
 )
 from orchestration.ray_cluster import connected
 from orchestration.schedule import teams

@@ -38,10 +38,10 @@ def fsync_directory(path: Path) -> None:
 
 def remove(path: Path) -> bool:
     """Remove whatever bears the name ``path``, never following a link; says if anything did."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
     else:
         return False
     return True

@@ -155,6 +155,7 @@ def _strays(workspace: Workspace, *, driving: bool) -> Check:
     unnamed = sorted(workspace.store.objects() - workspace.referenced_objects())
     strays = [name for name in unnamed if workspace.store.holds(name)]  # a listing may show what is gone
     strays += workspace.vault.strays(workspace.book.parts())
+    strays += [path.name for path in workspace.stray_activations()]  # where it is erased, not where it only waits
     strays += sorted(entry.name for entry in workspace.leftovers() if not lock.held(entry / LOCK_FILE))  # replays
     if strays and not driving and workspace.driven():
         return unchecked("law", name, "a live process is writing")

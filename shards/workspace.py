@@ -7,6 +7,7 @@ DIR/store/           checkpoints, what they saw, leaves of slice trees, targets 
 DIR/ledger.sqlite    facts, no personal data; a transparency log with signed tree heads
 DIR/certificates/    one signed certificate a deletion
 DIR/index.sqlite     which part of the vault holds a record; derived, may be removed at any time
+DIR/activations/     personal data: what frozen layers made of single records; a cache, may be removed at any time
 DIR/lock             held by the live driver
 DIR/lock.write       held by whoever writes at this moment
 DIR/replay-*         checkpoints of a running replay, compared and removed
@@ -24,9 +25,11 @@ import re
 import uuid
 from collections.abc import Iterator, Set
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 from shards import kinds, lock
+from shards.activations import Activations, entry_name
 from shards.book import Book, Pinned
 from shards.commitments import commit_slice, empty_slice, leaves_object, read_leaves
 from shards.configured import configured_storage
@@ -52,8 +55,9 @@ SCRATCH = "replay-"
 LOCK_FILE = "lock"
 TURN_FILE = "lock.write"
 INDEX_FILE = "index.sqlite"
+ACTIVATIONS = "activations"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_OWN = (CONFIG_FILE, "keys", "vault", "store", "certificates", LOCK_FILE, TURN_FILE, INDEX_FILE)
+_OWN = (CONFIG_FILE, "keys", "vault", "store", "certificates", LOCK_FILE, TURN_FILE, INDEX_FILE, ACTIVATIONS)
 
 
 class Workspace:
@@ -68,6 +72,7 @@ class Workspace:
         self.book = Book(ledger, self.store)
         self.vault = Vault(path / "vault", self.place("vault"))
         self.whereabouts = Whereabouts(path / INDEX_FILE, self.vault)
+        self.activations = Activations(path / ACTIVATIONS)
         self._turn = Turn(path / TURN_FILE)
 
     @classmethod
@@ -321,7 +326,7 @@ class Workspace:
         return frozenset((lists - self.book.destroyed_objects()) | live | current)
 
     def sweep(self) -> list[str]:
-        """Remove what killed processes left: files and objects that no fact names."""
+        """Remove what killed processes left, files and objects that no fact names, and activations of no survivor."""
         removed = self.vault.sweep(self.book.parts())
         self.whereabouts.follow(self.book.parts())
         for unnamed in self.leftovers():
@@ -331,7 +336,19 @@ class Workspace:
         for name in sorted(self.store.objects() - self.referenced_objects()):
             self.store.purge(name)
             removed.append(name)
-        return removed
+        return removed + self.activations.sweep(partial(self._entries, self.book.tombstones()))
+
+    def stray_activations(self, forgotten: Set[bytes] = frozenset()) -> list[Path]:
+        """What lies among the activations and is of no record held, but for those with tags ``forgotten``."""
+        with storage(f"list {self.activations.root}"):
+            return self.activations.strays(partial(self._entries, forgotten))
+
+    def _entries(self, forgotten: Set[bytes], shard: int) -> frozenset[str]:
+        """Names of the activations that a shard may have; none while its records cannot be read."""
+        try:
+            return frozenset(map(entry_name, self.held(forgotten, shard)))
+        except IntegrityError:
+            return frozenset()
 
     def leftovers(self) -> list[Path]:
         """Half-written keys and certificates, retired ones, and the scratch of replays: nothing may outlive them."""

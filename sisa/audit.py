@@ -287,7 +287,7 @@ def audit_residue(workspace: Workspace, settings: Settings, files: Sequence[Path
         RecordError: if it cannot be read, or holds a record that is not deleted.
     """
     from shards.needles import needles
-    from sisa.residue import data_check, ray_directories, replay_directories, residue_checks, scan
+    from sisa.residue import activations_check, data_check, ray_directories, replay_directories, residue_checks, scan
 
     places = [workspace.vault.place, workspace.store.place]
     roots = [workspace.path, *ray_directories(), *replay_directories()]
@@ -309,7 +309,7 @@ def audit_residue(workspace: Workspace, settings: Settings, files: Sequence[Path
     if kept:
         raise RecordError("deleted records only", f"{kept} that are held", "delete them first, or leave them out")
     wanted, left_out = needles(deleted, _tokeniser(settings), survivors)
-    checks = residue_checks(scan(roots, wanted), wanted, left_out, elsewhere)
+    checks = [*residue_checks(scan(roots, wanted), wanted, left_out, elsewhere), activations_check(workspace)]
     data = [path for name in settings.options.data if not _lies_in(path := workspace.path / name, roots)]
     return [*checks, data_check(scan(data, wanted))] if data else checks
 

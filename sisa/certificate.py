@@ -195,7 +195,9 @@ def _predicate(workspace: Workspace, request: DeletionRequest, law: Sequence[Che
         "prior": prior,
         "absence": _absence([step for steps in chains for step in steps], request),
         "records": {"surviving": len(survivors), "digest": vault_digest(survivors)},
-        "erasure": erasure_status(accepted, erasures, purges, handed_out) if request.kind != NOT_PRESENT else [],
+        "erasure": []
+        if request.kind == NOT_PRESENT
+        else erasure_status(pinned.recipe, accepted, erasures, purges, handed_out),
         "handed_out": handed_out,
         "replay": {
             "recipe": pinned.recipe,

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from shards.fact import Fact
+from shards.frozen import has_frozen_layers
 
 CLEAR = "Clear (NIST SP 800-88): unlinked through the file system"
 REWRITTEN = "Clear (NIST SP 800-88): rewritten without the record, the old file unlinked"
@@ -21,13 +22,18 @@ NONE = "none"
 
 
 def erasure_status(
-    accepted: Fact, erasures: Sequence[Fact], purges: Sequence[Fact], handed_out: Sequence[Mapping[str, Any]]
+    recipe: Mapping[str, Any],
+    accepted: Fact,
+    erasures: Sequence[Fact],
+    purges: Sequence[Fact],
+    handed_out: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """Class, status, method and evidence of every artefact class.
 
     It is a function of logged facts, so whoever reads a certificate derives it too.
 
     Args:
+        recipe: the pinned one, as JSON.
         accepted: the fact of the request.
         erasures, purges: facts that removed records and checkpoints for it.
         handed_out: what left the workspace before, by digest.
@@ -38,12 +44,7 @@ def erasure_status(
         _class("records in the vault (Parquet parts)", "done", REWRITTEN, vault),
         _class("salts of content commitments", "done", CRYPTOGRAPHIC, vault),
         _class("slice checkpoints from the first hit slice on, adapters included", "done", CLEAR, checkpoints),
-        _class(
-            "optimizer, scheduler and random state; order files; tokenised, packed and cached data; activations",
-            "done",
-            NEVER_WRITTEN,
-            {"why": "order and seeds are functions of keys and IDs; the rest lives in a step's memory"},
-        ),
+        *_intermediate(recipe),
         _class(
             "ledger database, its free pages and journal",
             "done",
@@ -82,6 +83,19 @@ def erasure_status(
 
 def _class(what: str, status: str, method: str, evidence: dict[str, Any]) -> dict[str, Any]:
     return {"class": what, "status": status, "method": method, "evidence": evidence}
+
+
+def _intermediate(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a step makes on its way: nothing of it is kept but activations, and these only below frozen layers."""
+    lost = {"why": "order and seeds are functions of keys and IDs; the rest lives in a step's memory"}
+    what = "optimizer, scheduler and random state; order files; tokenised, packed and cached data"
+    if not has_frozen_layers(recipe):
+        return [_class(f"{what}; activations", "done", NEVER_WRITTEN, lost)]
+    swept = {"why": "swept with the record, before signing; the law's check of strays is among the self-checks"}
+    return [
+        _class(f"{what}, but for activations", "done", NEVER_WRITTEN, lost),
+        _class("activations of frozen layers, cached by record", "done", CLEAR, swept),
+    ]
 
 
 def _backups(accepted: Fact) -> dict[str, Any]:

@@ -42,11 +42,6 @@ class LoraTrainer:
     base_model: str
     keep: bool = True
 
-    @property
-    def lanes(self) -> int:
-        """Shards trained in one pass over the base."""
-        return self.recipe.lanes
-
     def environment(self) -> dict[str, str]:
         """Libraries, processor and switches of this process."""
         return dict(environment_facts(self.recipe.device, self.recipe.dtype))
@@ -107,10 +102,6 @@ class LoraTrainer:
     def _examples(self, lesson: Lesson, tokenizer: Any) -> dict[str, Example]:
         """Record ID → tokens; they live as long as the step and no longer: a token cache would outlive a deletion."""
         return {record.id: encode(record, self.recipe, tokenizer) for record in lesson.passes[0]}
-
-    def train_lanes(self, lessons: Mapping[int, Lesson]) -> Mapping[int, Mapping[str, bytes] | SisaError]:
-        """One slice step in each lane; returns each lane's files, or its error."""
-        raise NotImplementedError
 
     def prove(self) -> None:
         """Make one update on an invented text of full length, and throw it away.

@@ -27,7 +27,7 @@ from shards.needles import Needle, What, patterns_of
 from shards.records import listed
 from shards.scratch import ELSEWHERE
 from shards.unpacked import BROKEN, HEAD, Base64, chunks, opener_of
-from shards.workspace import LOCK_FILE
+from shards.workspace import LOCK_FILE, Workspace
 
 LARGEST_INNER = 64 << 20  # bytes; an archive inside an archive is held in memory
 DEEPEST = 2  # a file is 0, what is packed in it 1, what is packed in that 2
@@ -294,6 +294,17 @@ def _of_kind(what: What, found: Scan, wanted: Sequence[Needle]) -> Check:
     if found.unreadable:
         return unchecked(LEVEL, name, f"none {evidence}, but not every file could be searched in full")
     return Check(LEVEL, name, "passed", f"none {evidence}")
+
+
+def activations_check(workspace: Workspace) -> Check:
+    """Cached activations hold numbers, in which no text is found: each must be of a record that survives."""
+    name = "no cached activations of a deleted record"
+    strays = workspace.stray_activations(workspace.book.tombstones())
+    if strays and workspace.driven():
+        return unchecked(LEVEL, name, "a live process is writing")
+    problems = [f"{path}: of no record that survives" for path in strays]
+    evidence = f"{workspace.activations.size()} bytes, all of records that survive; told by name, not by content"
+    return Check(LEVEL, name, "failed", listed(problems)) if problems else Check(LEVEL, name, "passed", evidence)
 
 
 def data_check(found: Scan) -> Check:

@@ -21,7 +21,8 @@ def status(session: Session) -> dict[str, Any]:
     """The ``status`` JSON document.
 
     A request's state is ``accepted`` (not certified yet), ``completed``, ``uncertified`` (its certificate
-    was lost or altered since; ``sisa train`` issues it again) or ``retired``.
+    was lost or altered since; ``sisa train`` issues it again) or ``retired``. ``storage_bytes`` are those of
+    records, checkpoints, ledger and cached activations; ``activations_bytes`` are the latter alone.
     """
     workspace = session.workspace
     layout = ShardLayout.of_recipe(session.recipe.to_json(), workspace.keys.placement)
@@ -31,6 +32,7 @@ def status(session: Session) -> dict[str, Any]:
     live = workspace.book.live()
     completed = workspace.book.completed()
     unfinished = {request.request_id for request in unfinished_requests(workspace)}
+    activations_bytes = workspace.activations.size()
     heads = {head.shard: (head, checkpoint) for head, checkpoint in workspace.book.served()}
     shards = [
         {
@@ -65,7 +67,11 @@ def status(session: Session) -> dict[str, Any]:
         "refusals": len(workspace.book.refusals()),
         "log": {"origin": workspace.book.genesis().body["log"], "facts": read_head(workspace.ledger.head()).size},
         "anchor": session.options.anchor,
-        "storage_bytes": workspace.store.size() + workspace.vault.size() + workspace.ledger.path.stat().st_size,
+        "storage_bytes": workspace.store.size()
+        + workspace.vault.size()
+        + workspace.ledger.path.stat().st_size
+        + activations_bytes,
+        "activations_bytes": activations_bytes,
     }
 
 

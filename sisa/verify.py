@@ -330,7 +330,8 @@ def _removed(document: Document, accepted: Fact) -> list[str]:
     planned = {key for shard in accepted.body["impact"]["shards"] for key in shard["purged"]}
     problems += [f"checkpoint {key[:12]} was to be purged" for key in sorted(planned - set(predicate["purged"]))]
     deleted = predicate["statement"] == "deleted"
-    expected = erasure_status(accepted, erasures, purges, predicate["handed_out"]) if deleted else []
+    recipe, handed_out = predicate["replay"]["recipe"], predicate["handed_out"]
+    expected = erasure_status(recipe, accepted, erasures, purges, handed_out) if deleted else []
     if not _same(predicate["erasure"], expected):
         problems.append("what became of each class of artefact is not what the logged facts say")
     tags = predicate["request"]["targets"]["tags"]

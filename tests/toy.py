@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from orchestration.executor import Files, Fit, Lesson, SliceTrainer
+from orchestration.attempt import perform_together, work_together
+from orchestration.executor import Files, Fit, Lesson, Outcome, SliceTrainer, StepOrder
 from shards.digest import digest, tensor_digest
 from shards.errors import SisaError
 from shards.keyfiles import create_root, create_signing_key
+from shards.lineage import Checkpoint
 from shards.records import Record, make_content
 from shards.vault import StoredRecord
 from shards.workspace import CONFIG_FILE, WEIGHTS_FILE, Workspace
@@ -96,10 +98,58 @@ class Wrapped:
         return lane_by_lane(self, lessons)
 
 
+@dataclass(frozen=True)
+class Keeping(ToyTrainer):
+    """Computes one value a record, or finds it on the shelf; its tensor is a hash of these values too.
+
+    Attributes:
+        kind: of the values.
+        computed: a list to note the IDs in of records that a value was computed of.
+    """
+
+    kind: str = "ab" * 32
+    computed: tuple[list[str], ...] = ()
+
+    def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+        """Hash what the lesson shows, and the value of each record."""
+        values = [self.value(lesson, record) for records in lesson.passes for record in records]
+        toy = ToyTrainer.train(self, lesson)[WEIGHTS_FILE]
+        return {WEIGHTS_FILE: safetensors_of(digest("keeping", tensor_digest(toy), *values))}
+
+    def value(self, lesson: Lesson, record: Record) -> bytes:
+        """What the frozen layers would make of a record."""
+        kept = None if lesson.shelf is None else lesson.shelf.get(record.id, self.kind)
+        if kept is not None:
+            return kept
+        for noted in self.computed:
+            noted.append(record.id)
+        value = digest("value", self.kind, record.content)
+        if lesson.shelf is not None:
+            lesson.shelf.put(record.id, self.kind, value)
+        return value
+
+
 def safetensors_of(state: bytes) -> bytes:
     """A safetensors file with one tensor of bytes."""
     header = json.dumps({"toy": {"dtype": "U8", "shape": [len(state)], "data_offsets": [0, len(state)]}}).encode()
     return len(header).to_bytes(8, "little") + header + state
+
+
+def work(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
+    """One lane's work, left in the place of its attempt; its error is raised."""
+    return _only(work_together([step_order], trainer))
+
+
+def perform(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
+    """One step alone, from its order to the store; its error is raised."""
+    return _only(perform_together([step_order], trainer))
+
+
+def _only(outcomes: list[Outcome]) -> Checkpoint:
+    (outcome,) = outcomes
+    if outcome.checkpoint is None:
+        raise outcome.error or AssertionError("neither a checkpoint nor an error")
+    return outcome.checkpoint
 
 
 @contextmanager

@@ -22,9 +22,11 @@ from hypothesis import strategies as st
 
 import sisa.delete as deletion
 from orchestration import reconcile
-from orchestration.executor import ChainOrder, Executor, Outcome, SliceTrainer, made_by, perform_together
+from orchestration.attempt import made_by, perform_together
+from orchestration.executor import ChainOrder, Executor, Outcome, SliceTrainer
 from orchestration.inline import InlineExecutor
 from orchestration.schedule import Team, teams
+from shards.activations import Activations
 from shards.errors import UnknownRecordError
 from shards.files import TEMPORARY
 from shards.law import check_law
@@ -56,6 +58,8 @@ KILL_POINTS: Mapping[str, tuple[Any, str]] = {
     "Store.purge": (Store, "purge"),
     "Vault.write": (Vault, "write"),
     "Vault.sweep": (Vault, "sweep"),
+    "Activations.adopt": (Activations, "adopt"),
+    "Activations.sweep": (Activations, "sweep"),
     "trainer.train": (ToyTrainer, "train"),
     "publish": (reconcile, "publish"),
     "issue": (deletion, "issue"),

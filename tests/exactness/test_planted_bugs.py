@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-import orchestration.executor
+import orchestration.attempt
 import orchestration.inline
 import shards.plan
 import sisa.acceptance as acceptance
@@ -190,7 +190,7 @@ def key_without_records(monkey: Monkey) -> Trainery:
 
 def reuse_by_name(monkey: Monkey) -> Trainery:
     """A stale checkpoint is reused because shard and slice have one already."""
-    perform = orchestration.executor.perform_together
+    perform = orchestration.attempt.perform_together
     made: dict[tuple[Path, bytes], Mapping[str, bytes]] = {}
 
     @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def reuse_by_name(monkey: Monkey) -> Trainery:
 
 def warm_start_in_the_order(monkey: Monkey) -> Trainery:
     """A shard's restarted chain begins with the head that saw the record."""
-    perform = orchestration.executor.perform_together
+    perform = orchestration.attempt.perform_together
     heads: dict[tuple[Path, int], bytes] = {}
 
     @dataclass(frozen=True)

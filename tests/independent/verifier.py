@@ -595,10 +595,14 @@ def fields(p: Any) -> list[Outcome]:
 def erasure(p: Any, accepted: Any, erasures: list[Any], purges: list[Any]) -> Any:
     """The page's own list, with its capitals filled in."""
     page = PAGE.read_text()
-    (listed,) = re.findall(r"<!-- erasure -->\n```json\n(.*?)```", page, re.DOTALL)
-    (forms,) = re.findall(r"<!-- backups -->\n```json\n(.*?)```", page, re.DOTALL)
+    kept = "all layers" if p["replay"]["recipe"].get("layers", "all") == "all" else "frozen layers"
+    listed, forms, intermediate = (
+        re.findall(rf"<!-- {name} -->\n```json\n(.*?)```", page, re.DOTALL)[0] for name in ("erasure", "backups", kept)
+    )
     days, of_purges = accepted["body"]["backup_days"], "slice checkpoints from the first hit slice on"
     filled = json.loads(listed)
+    at = filled.index("INTERMEDIATE")
+    filled[at : at + 1] = json.loads(intermediate)
     values = {
         "PARTS": sorted(part for fact in erasures for part in fact["body"]["digests"]),
         "OBJECTS": sorted(part for fact in purges for part in fact["body"]["objects"]),

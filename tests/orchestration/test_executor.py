@@ -9,32 +9,26 @@ from pathlib import Path
 
 import pytest
 
+from orchestration.attempt import adopt, discard, prepare
 from orchestration.executor import (
     ATTEMPT,
     ChainOrder,
     Lesson,
-    SliceTrainer,
     StepOrder,
-    adopt,
-    discard,
     environment_difference,
     failure,
     order,
-    perform,
-    prepare,
-    work_together,
 )
 from orchestration.inline import InlineExecutor
 from orchestration.schedule import schedule
 from shards.errors import EnvironmentMismatchError, IntegrityError, StepFailedError, StorageError
 from shards.files import write_new
-from shards.lineage import Checkpoint
 from shards.store import Store
 from shards.workspace import WEIGHTS_FILE
 from sisa.acceptance import accept
 from sisa.ingest import ingest
 from sisa.session import Session
-from tests.toy import ENVIRONMENT, ToyTrainer, toy_recipe, toy_record, toy_session
+from tests.toy import ENVIRONMENT, ToyTrainer, perform, toy_recipe, toy_record, toy_session, work
 
 
 @pytest.fixture
@@ -55,14 +49,6 @@ def first_chain(session: Session) -> ChainOrder:
 def first_order(session: Session) -> StepOrder:
     workspace = session.workspace
     return order(first_chain(session), 0, None, workspace.path, workspace.store.root)
-
-
-def work(step_order: StepOrder, trainer: SliceTrainer) -> Checkpoint:
-    """One lane's work; its error is raised."""
-    (outcome,) = work_together([step_order], trainer)
-    if outcome.checkpoint is None:
-        raise outcome.error or AssertionError("neither a checkpoint nor an error")
-    return outcome.checkpoint
 
 
 def test_a_step_stores_its_checkpoint_and_what_it_saw(session: Session) -> None:

@@ -9,19 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.executor import (
-    Files,
-    Lesson,
-    Outcome,
-    StepOrder,
-    adopted,
-    made_by,
-    order,
-    perform,
-    perform_together,
-    prepare,
-    work_together,
-)
+from orchestration.attempt import adopted, made_by, perform_together, prepare, work_together
+from orchestration.executor import Files, Lesson, Outcome, StepOrder, order
 from orchestration.inline import InlineExecutor
 from orchestration.reconcile import reconcile
 from orchestration.schedule import schedule, teams
@@ -34,7 +23,7 @@ from sisa.ingest import Ingested, commit, ingest
 from sisa.session import Session
 from sisa.train import train
 from tests.exactness.oracle import assert_equals_fresh_run, assert_lawful
-from tests.toy import ENVIRONMENT, ToyTrainer, stored, toy_recipe, toy_record, toy_session
+from tests.toy import ENVIRONMENT, ToyTrainer, perform, stored, toy_recipe, toy_record, toy_session
 
 LANES = 4
 TOGETHER = ToyTrainer(lanes=LANES)

@@ -13,7 +13,8 @@ import pytest
 import ray
 
 import sisa.delete as deletion
-from orchestration.executor import ATTEMPT, Files, Lesson, SliceTrainer, order, prepare
+from orchestration.attempt import prepare
+from orchestration.executor import ATTEMPT, Files, Lesson, SliceTrainer, order
 from orchestration.ray_executor import RayExecutor, Worker
 from orchestration.schedule import schedule, teams
 from shards.errors import OperationError, SisaError, StepFailedError

@@ -88,7 +88,8 @@ def follow(statement: dict[str, Any]) -> None:
     said["statement"] = accepted.body["kind"]
     said["request"]["accepted"] = accepted.created
     said["purged"] = sorted(key for fact in purges for key in fact.body["checkpoints"])
-    said["erasure"] = erasure_status(accepted, erasures, purges, said["handed_out"]) if deleted else []
+    recipe, handed_out = said["replay"]["recipe"], said["handed_out"]
+    said["erasure"] = erasure_status(recipe, accepted, erasures, purges, handed_out) if deleted else []
 
 
 def accept_anew(workspace: Workspace, statement: dict[str, Any], **change: Any) -> None:
