@@ -271,7 +271,7 @@ def test_where_no_place_can_be_made_no_lane_is_trained_and_no_place_is_left(sess
 
 def test_the_seconds_of_a_pass_are_shared_among_its_lanes(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 16.0])
-    monkeypatch.setattr("orchestration.executor.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("orchestration.attempt.time.monotonic", lambda: next(clock))
     outcomes = perform_together(first_orders(session)[:3], Troubled(record_id=first_record(session, 1), what=fail))
     assert [outcome.seconds for outcome in outcomes] == [2.0, 2.0, 2.0]
 
