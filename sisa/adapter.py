@@ -24,7 +24,7 @@ from shards.errors import ConfigError, IntegrityError
 from sisa.base_model import load_base, quiet_transformers, skeleton
 from sisa.config import Recipe
 from sisa.layers import Cut, compute_twice, frozen_layers, targets
-from sisa.lora import Lanes, lay
+from sisa.lora import Lanes, adapted, headed
 
 _NAME = "default"  # of lane 0
 _HEADS = {"classifier", "score"}  # PEFT saves these by itself
@@ -184,6 +184,24 @@ def _forms(tensors: dict[str, torch.Tensor]) -> _Forms:
 
 def _others(wanted: _Forms, found: str) -> IntegrityError:
     return IntegrityError(f"{len(wanted)} tensors of this recipe's adapter", found, "run `sisa audit --all`")
+
+
+def lay(model: Any, lanes: Lanes) -> None:
+    """Let every adapted layer and every head of a PEFT model compute by lanes.
+
+    Raises:
+        ConfigError: if a layer is of a kind that has no lanes.
+    """
+    number = 0
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            if lanes.names[0] in module.lora_A and isinstance(module.lora_A[lanes.names[0]], torch.nn.Linear):
+                module.forward = adapted(module, lanes, number)
+                number += 1
+            elif len(lanes.names) > 1:
+                raise ConfigError("linear layers under several lanes", name, "set lanes to 1, or other target_modules")
+        elif isinstance(module, ModulesToSaveWrapper) and len(lanes.names) > 1:
+            module.forward = headed(module, lanes)
 
 
 def check_recipe(recipe: Recipe, base_model: str) -> None:

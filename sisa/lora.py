@@ -15,10 +15,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
-from peft.utils.other import ModulesToSaveWrapper
-
-from shards.errors import ConfigError
 
 _ODD = 0x9E3779B97F4A7C15  # spreads consecutive numbers over 64 bits
 
@@ -88,25 +84,8 @@ class Lanes:
         return list(zip(self._present, x.chunk(len(self._present)), strict=True))
 
 
-def lay(model: Any, lanes: Lanes) -> None:
-    """Let every adapted layer and every head of a PEFT model compute by lanes.
-
-    Raises:
-        ConfigError: if a layer is of a kind that has no lanes.
-    """
-    number = 0
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            if lanes.names[0] in module.lora_A and isinstance(module.lora_A[lanes.names[0]], torch.nn.Linear):
-                module.forward = _adapted(module, lanes, number)
-                number += 1
-            elif len(lanes.names) > 1:
-                raise ConfigError("linear layers under several lanes", name, "set lanes to 1, or other target_modules")
-        elif isinstance(module, ModulesToSaveWrapper) and len(lanes.names) > 1:
-            module.forward = _headed(module, lanes)
-
-
-def _adapted(layer: Any, lanes: Lanes, number: int) -> Callable[..., torch.Tensor]:
+def adapted(layer: Any, lanes: Lanes, number: int) -> Callable[..., torch.Tensor]:
+    """How a linear layer of PEFT's computes by lanes; ``number`` tells it from the model's other layers."""
     scaling = layer.scaling[lanes.names[0]]
 
     def forward(x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
@@ -126,7 +105,9 @@ def _adapted(layer: Any, lanes: Lanes, number: int) -> Callable[..., torch.Tenso
     return forward
 
 
-def _headed(wrapper: Any, lanes: Lanes) -> Callable[..., torch.Tensor]:
+def headed(wrapper: Any, lanes: Lanes) -> Callable[..., torch.Tensor]:
+    """How a module that PEFT trains whole computes, each lane's rows by its own copy."""
+
     def forward(x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         return torch.cat([wrapper.modules_to_save[name](rows, *arguments, **options) for name, rows in lanes.split(x)])
 

@@ -164,6 +164,8 @@ OTHER: Mapping[str, Any] = {
     "lora_dropout": 0.5,
     "batching": "order",
     "layers": "last-2",
+    "gradient_checkpointing": True,
+    "tf32": True,
 }
 
 
@@ -233,8 +235,8 @@ def test_5_an_emptied_shard_is_gone_and_not_saved_again(make: Make) -> None:
 
 
 def test_8_a_step_is_shown_nothing_to_select_by() -> None:
-    """Records, parent and seed: no validation set, no metric, no other shard."""
-    assert [entry.name for entry in fields(Lesson)] == ["passes", "parent", "seed"]
+    """Records, parent, seed, and what was computed from each record alone: no validation set, no metric, no other shard."""
+    assert [entry.name for entry in fields(Lesson)] == ["passes", "parent", "seed", "shelf"]
 
 
 def test_9_a_step_does_not_depend_on_what_comes_after_or_beside_it(make: Make, memory_path: Path) -> None:
