@@ -59,5 +59,5 @@ def main() -> None:
         trainer = made(session)
         return Noting(trainer, notes) if isinstance(trainer, LoraTrainer) else trainer
 
-    Session.trainer = noting  # type: ignore[method-assign]
+    setattr(Session, "trainer", noting)  # noqa: B010 - a method is not assigned to
     sisa(arguments)

@@ -14,7 +14,6 @@ from ray._private.node import Node
 from orchestration.ray_cluster import connected
 from shards.errors import ConfigError, OperationError
 
-
 WATCHERS = {name: getattr(Node, name) for name in ("start_monitor", "start_api_server", "start_log_monitor")}
 
 

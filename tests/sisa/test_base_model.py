@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from orchestration.executor import Lesson
+from shards.digest import file_digest
 from shards.errors import ConfigError, RecipeMismatchError, StepFailedError
 from shards.records import Record, make_content
 from shards.workspace import WEIGHTS_FILE
@@ -144,7 +145,7 @@ def test_a_process_reads_a_base_once_while_its_files_are_as_they_were(tiny_bert:
     path = tmp_path / "base"
     shutil.copytree(tiny_bert, path)
     recipe = recipe_for(path, "classification")
-    with mock.patch.object(base_model, "file_digest", wraps=base_model.file_digest) as read:
+    with mock.patch.object(base_model, "file_digest", wraps=file_digest) as read:
         assert pinned_path(recipe, str(path)) == path
         once = read.call_count
         assert once == sum(file.is_file() for file in path.iterdir())
