@@ -38,6 +38,7 @@ bench: $(VENV)/dev ## measure; needs BANKING77=a directory with Banking77's trai
 	$(BIN)/python -m benchmarks.coalescing --data "$(BANKING77)"
 	$(BIN)/python -m benchmarks.executor_throughput --data "$(BANKING77)"
 	$(BIN)/python -m benchmarks.scheduler_simulation
+	$(BIN)/python -m benchmarks.startup
 	$(MAKE) tables
 
 tables: $(VENV)/dev ## write the benchmark tables into README.md and docs/

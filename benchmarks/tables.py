@@ -22,6 +22,7 @@ from benchmarks.scheduling_tables import (
     scheduler_simulation_queues,
     scheduler_simulation_trainings,
 )
+from benchmarks.startup_tables import startup
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -338,6 +339,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scheduler_simulation_trainings": scheduler_simulation_trainings,
     "scheduler_simulation_queues": scheduler_simulation_queues,
     "scheduler_simulation_environment": scheduler_simulation_environment,
+    "startup": startup,
     "verify_cost": verify_cost,
     "verify_cost_certificates": verify_cost_certificates,
     "verify_cost_provenance": verify_cost_provenance,

@@ -10,13 +10,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from typing import Any
 
 import ray
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
+from ray._private.node import Node
 from ray.exceptions import RayError
 
 from shards.errors import ConfigError, OperationError
@@ -58,7 +59,12 @@ def connected(address: str | None, cpus: int, init: Mapping[str, Any]) -> Iterat
 
 def _connect(settings: Mapping[str, Any], *, closed: bool) -> None:
     try:
-        with _signals_as_before(), _loopback_only() if closed else nullcontext():
+        with ExitStack() as during:
+            during.enter_context(_signals_as_before())
+            if settings["address"] == "local":
+                during.enter_context(_without_watchers(settings))
+            if closed:
+                during.enter_context(_loopback_only())
             ray.init(**settings)
     except (TypeError, ValueError) as error:
         raise ConfigError("settings that ray.init accepts", str(error), "mend ray_init in sisa.yaml") from error
@@ -87,6 +93,30 @@ def _loopback_only() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _without_watchers(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Clusters started inside lack the autoscaler, and the dashboard and the log monitor unless these are asked for.
+
+    Ray starts all three whatever it is told. Each is a Python program that comes up at the same time as the node
+    does, and on a machine of two cores the first step waits for them, a second or more; then nobody uses them.
+    """
+    names = ["start_monitor"]
+    names += [] if settings.get("include_dashboard") else ["start_api_server"]
+    names += [] if settings.get("log_to_driver") else ["start_log_monitor"]
+    before = {name: getattr(Node, name) for name in names if hasattr(Node, name)}  # these are Ray's own affair
+    try:
+        for name in before:
+            setattr(Node, name, _not_started)
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
+
+
+def _not_started(_: Node, **__: Any) -> None:
+    """In place of a method that starts a process."""
 
 
 @contextmanager

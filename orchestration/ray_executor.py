@@ -90,7 +90,7 @@ class RayExecutor:
         dispatch = Dispatch(teams(chains, trainer.lanes))
         if not dispatch.waiting:
             return
-        with self.cluster():
+        with replace(self, workers=min(self.workers, dispatch.waiting)).cluster():  # Ray starts one for each CPU
             self.refuse_too_small()
             crew = _Crew(self, dispatch, trainer, (workspace, store))
             try:

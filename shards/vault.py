@@ -4,6 +4,9 @@ One Parquet part per (shard, slice) and ingest, written once, rewritten only to 
 knows each part by file name and digest; a file that no fact names is a left-over and is swept. The
 random salt in every row keeps a part's digest, which stays in the ledger, from confirming a guess
 about the records that were in it.
+
+pyarrow, which loads numpy, takes longer to import than most of what only reads the ledger takes to
+run: it is imported where a part is written or decoded.
 """
 
 from __future__ import annotations
@@ -13,11 +16,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from shards import references
 from shards.digest import bytes_digest, canonical_json, digest, keyed
@@ -27,24 +26,11 @@ from shards.layout import Assignment
 from shards.place import AbsentError, LocalPlace, Place, places
 from shards.records import Record
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 # Files beside the parts that no fact names and no sweep removes.
 KEPT = frozenset({references.FILE})
-
-_SCHEMA = pa.schema(
-    [
-        ("tag", pa.binary(32)),
-        ("fingerprint", pa.binary(32)),
-        ("salt", pa.binary(32)),
-        ("commitment", pa.binary(32)),
-        ("id", pa.string()),
-        ("version", pa.int64()),
-        ("subject", pa.string()),
-        ("risk", pa.float64()),
-        ("generation", pa.int64()),
-        ("truncated", pa.bool_()),
-        ("content", pa.string()),
-    ]
-)
 
 
 def record_tag(keys: Keyring, namespace: str, record_id: str, version: int) -> bytes:
@@ -160,6 +146,10 @@ class Vault:
         Raises:
             IntegrityError: if the file is missing, a link, or not the one the ledger names.
         """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
         with pq.ParquetFile(pa.BufferReader(self._verified(part))) as file:
             at = file.read(columns=[column], use_threads=False).column(column)
             rows = pc.indices_nonzero(pc.equal(at, value))
@@ -171,6 +161,9 @@ class Vault:
         Raises:
             IntegrityError: if a file is missing, a link, or not the one the ledger names.
         """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         held: dict[bytes, Part] = {}
         for part in parts:
             if self.place.remote:
@@ -264,6 +257,24 @@ def vault_digest(records: Iterable[StoredRecord]) -> str:
 
 
 def _encode(records: Sequence[StoredRecord]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [
+            ("tag", pa.binary(32)),
+            ("fingerprint", pa.binary(32)),
+            ("salt", pa.binary(32)),
+            ("commitment", pa.binary(32)),
+            ("id", pa.string()),
+            ("version", pa.int64()),
+            ("subject", pa.string()),
+            ("risk", pa.float64()),
+            ("generation", pa.int64()),
+            ("truncated", pa.bool_()),
+            ("content", pa.string()),
+        ]
+    )
     rows = [
         {
             "tag": stored.tag,
@@ -281,12 +292,15 @@ def _encode(records: Sequence[StoredRecord]) -> bytes:
         for stored in sorted(records, key=lambda stored: stored.tag)
     ]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd", use_dictionary=False)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd", use_dictionary=False)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
 
 def _decode(data: bytes) -> list[StoredRecord]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     return _records(pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False))
 
 

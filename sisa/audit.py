@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shards.book import Stored
 from shards.checks import Check, judged, unchecked
@@ -27,8 +27,10 @@ from shards.workspace import Workspace
 from sisa.anchoring import NAME as ANCHORED
 from sisa.anchoring import check_anchor
 from sisa.certificate import is_intact
-from sisa.config import Settings
 from sisa.people import check_texts
+
+if TYPE_CHECKING:
+    from sisa.config import Settings
 
 
 def audit_record(workspace: Workspace, record_id: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,14 +115,40 @@ def model_digests(path: Path) -> tuple[str, str]:
     return next(digests), next(digests)
 
 
+Marks = tuple[tuple[str, int, int, int, int, int], ...]
+
+
+def _marks(path: Path) -> Marks:
+    """Of every file, its name and what changes when it does."""
+    marks = []
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as handle:  # a network file system asks its server when a file is opened
+                found = os.fstat(handle.fileno())
+            name = str(file.relative_to(path))
+            marks.append((name, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino))
+    return tuple(marks)
+
+
+@lru_cache(maxsize=2)
+def _digests_once(path: Path, marks: Marks) -> tuple[str, str]:
+    del marks  # files that were changed are another call
+    return model_digests(path)
+
+
 def pinned_path(recipe: Recipe, base_model: str) -> Path:
     """The base's directory, once its bytes are known to be those of the recipe.
+
+    Each process reads them itself, and again once a file's size, times, device or inode are others: whoever
+    writes to a file changes the time of its last change (``ctime``), which no program can set back. Not seen is
+    what changes within the same tick of the file system's clock, or beneath it; nor was it before, if it came
+    between this and the loading.
 
     Raises:
         RecipeMismatchError: if they are not.
     """
     path = locate(base_model)
-    weights, tokenizer = model_digests(path)
+    weights, tokenizer = _digests_once(path, _marks(path))
     for what, wanted, found in (
         ("base model", recipe.base_model_digest, weights),
         ("tokenizer", recipe.tokenizer_digest, tokenizer),

@@ -12,15 +12,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from securesystemslib.dsse import Envelope
+from typing import TYPE_CHECKING, Any
 
 from shards.digest import bytes_digest, canonical_json, parse_json
 from shards.errors import InputError
 from shards.fact import Fact
 from shards.note import LogProof
 from sisa.signing import read_envelope
+
+if TYPE_CHECKING:
+    from securesystemslib.dsse import Envelope
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 CERTIFICATE_TYPE = "urn:sisa:deletion-certificate:v1"

@@ -1,22 +1,28 @@
-"""DSSE envelopes (Ed25519, through securesystemslib and cryptography)."""
+"""DSSE envelopes (Ed25519, through securesystemslib and cryptography).
+
+securesystemslib imports the clients of every cloud that are installed: it waits until an envelope is at hand.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from securesystemslib.dsse import Envelope
-from securesystemslib.exceptions import FormatError
-from securesystemslib.signer import CryptoSigner
 
 from shards.digest import canonical_json, parse_json
+
+if TYPE_CHECKING:
+    from securesystemslib.dsse import Envelope
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
 
 def sign(payload: bytes, key: Ed25519PrivateKey) -> dict[str, Any]:
     """A DSSE envelope (as JSON) over ``payload``."""
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.signer import CryptoSigner
+
     envelope = Envelope(payload, PAYLOAD_TYPE, {})
     envelope.sign(CryptoSigner(key))
     signed: dict[str, Any] = envelope.to_dict()
@@ -29,6 +35,9 @@ def read_envelope(document: dict[str, Any]) -> Envelope:
     Raises:
         ValueError: if it is no envelope of ours, or is spelt in another way than it is written.
     """
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.exceptions import FormatError
+
     try:
         envelope = Envelope.from_dict(parse_json(canonical_json(document)))  # takes its argument apart
     except (FormatError, KeyError, TypeError, AttributeError) as error:

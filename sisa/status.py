@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,33 +26,29 @@ def status(session: Session) -> dict[str, Any]:
     records, checkpoints, ledger and cached activations; ``activations_bytes`` are the latter alone.
     """
     workspace = session.workspace
-    layout = ShardLayout.of_recipe(session.recipe.to_json(), workspace.keys.placement)
-    survivors = workspace.survivors()
-    plan = make_plan(survivors, layout, session.recipe.digest)
     manifest = workspace.book.manifest()
-    live = workspace.book.live()
     completed = workspace.book.completed()
     unfinished = {request.request_id for request in unfinished_requests(workspace)}
     activations_bytes = workspace.activations.size()
+    slices = None if unfinished else _settled(workspace, session.recipe.digest)
+    if slices is None:
+        slices = _planned(session)
     heads = {head.shard: (head, checkpoint) for head, checkpoint in workspace.book.served()}
     shards = [
         {
-            "shard": chain.shard,
-            "records": sum(step.own for step in chain.steps),
-            "slices": [
-                {"slice": step.link.slice, "records": step.own, "checkpoint": step.key if step.key in live else None}
-                for step in chain.steps
-            ],
-            "head": _described(workspace, *heads[chain.shard]) if chain.shard in heads else None,
+            "shard": shard,
+            "records": sum(one["records"] for one in slices.get(shard, [])),
+            "slices": slices.get(shard, []),
+            "head": _described(workspace, *heads[shard]) if shard in heads else None,
         }
-        for chain in plan.chains
+        for shard in range(session.recipe.shards)
     ]
     return {
         "running": running(workspace),
         "manifest_generation": None if manifest is None else manifest.generation,
         "manifest_digest": None if manifest is None else manifest.digest,
         "recipe_digest": session.recipe.digest,
-        "records": len(survivors),
+        "records": sum(shard["records"] for shard in shards),
         "shards": shards,
         "requests": [
             {
@@ -73,6 +70,50 @@ def status(session: Session) -> dict[str, Any]:
         + activations_bytes,
         "activations_bytes": activations_bytes,
     }
+
+
+# Shard → its slices in order, as the document describes them.
+_Slices = dict[int, list[dict[str, Any]]]
+
+
+def _planned(session: Session) -> _Slices:
+    """The slices of the surviving records, and their checkpoints as far as they are trained."""
+    workspace, live = session.workspace, session.workspace.book.live()
+    layout = ShardLayout.of_recipe(session.recipe.to_json(), workspace.keys.placement)
+    plan = make_plan(workspace.survivors(), layout, session.recipe.digest)
+    return {
+        chain.shard: [
+            {"slice": step.link.slice, "records": step.own, "checkpoint": step.key if step.key in live else None}
+            for step in chain.steps
+        ]
+        for chain in plan.chains
+    }
+
+
+def _settled(workspace: Workspace, recipe: str) -> _Slices | None:
+    """The same from the facts alone, where they show that every record held is trained; None where they do not.
+
+    No request is open. Then the records held are those of the slice commitments if there are as many: whatever
+    changes the parts commits to what survives. And a checkpoint that found a slice as it is committed to now, after
+    such a parent, is the plan's. The vault, which is much slower to read, would say nothing else.
+    """
+    committed = {place: made for place, made in sorted(workspace.book.slices().items()) if made.records}
+    held: Counter[tuple[int, int]] = Counter()
+    for part in workspace.book.parts():
+        held[part.shard, part.slice] += part.records
+    if held != {place: made.records for place, made in committed.items()}:
+        return None
+    links = {key: (made.link, made.root) for key, made in workspace.book.live().items()}
+    trained = {(link.recipe, link.shard, link.slice, link.parent, root): key for key, (link, root) in links.items()}
+    slices: _Slices = {}
+    for (shard, number), now in committed.items():
+        before = slices.setdefault(shard, [])
+        parent = before[-1]["checkpoint"] if before else None
+        key = trained.get((recipe, shard, number, parent, now.root))
+        if key is None:
+            return None
+        before.append({"slice": number, "records": now.records, "checkpoint": key})
+    return slices
 
 
 def running(workspace: Workspace) -> dict[str, Any] | None:

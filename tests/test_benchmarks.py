@@ -14,6 +14,8 @@ from benchmarks import (
     executor_throughput,
     provenance,
     scheduling_tables,
+    startup,
+    startup_tables,
     tables,
     verify_cost,
     worker,
@@ -299,3 +301,34 @@ def test_an_acceptance_that_forgets_nothing_is_not_measured(tmp_path: Path, monk
     monkeypatch.setattr(sisa.acceptance, "rolled_back", lambda workspace, _: workspace.book.manifest())
     with pytest.raises(AssertionError, match="still served"):
         acceptance.measured(acceptance.QUICK[0], tmp_path / "workspace")
+
+
+def startup_result(**changes: object) -> dict[str, object]:
+    """A result as the benchmark writes it; two rounds."""
+    found = {"load_average": [0.5, 0.5, 0.5], "bare": 0.2}
+    within = {"median": 0.3, "lowest": 0.2, "highest": 0.5}
+    steps = {"delete inline": within | {"median": 6.9}, "delete ray": within | {"median": 11.9}}
+    return {"over_bare": {"status": within, "verify": within}, "first_step": steps, "rounds": [found] * 2} | changes
+
+
+def test_a_start_up_that_takes_too_long_is_shown_as_such() -> None:
+    assert startup_tables.startup(startup_result()).count("**no**") == 0
+    slow = {"median": 0.31, "lowest": 0.2, "highest": 0.5}
+    for changes in (
+        {"over_bare": {"status": slow}},
+        {"first_step": {"delete inline": slow | {"median": 7.0}}},
+        {"first_step": {"delete ray": slow | {"median": 12.0}}},
+    ):
+        assert startup_tables.startup(startup_result(**changes)).count("**no**") == 1, changes
+
+
+def test_a_first_step_is_noted_once_its_base_lies_there(tmp_path: Path, tiny_bert: Path) -> None:
+    made = startup.prepared(startup.QUICK, tmp_path, str(tiny_bert))
+    before = {file: file.read_bytes() for file in made.path.rglob("*") if file.is_file()}
+    figures = startup.measure(made, startup.QUICK, tmp_path, {"delete inline": "inline"})
+    (found,) = figures["rounds"]
+    assert 0 < found["delete inline"]["ordered"] < found["delete inline"]["began"] < found["delete inline"]["ended"]
+    assert figures["first_step"]["delete inline"]["median"] == found["delete inline"]["began"]
+    assert set(figures["over_bare"]) == {"audit --id", "audit --all", "verify", "verify -w", "status"}
+    assert {file: file.read_bytes() for file in made.path.rglob("*") if file.is_file()} == before
+    startup_tables.startup(figures)

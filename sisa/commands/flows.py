@@ -20,7 +20,6 @@ from sisa.commands.options import (
     workspace_option,
 )
 from sisa.printing import out, print_deleted, print_ingested, print_json, print_status
-from sisa.session import open_session
 
 
 @click.command()
@@ -71,6 +70,7 @@ def ingest(
 ) -> None:
     """Take in new records, train nothing."""
     from sisa.ingest import ingest as run
+    from sisa.session import open_session
 
     with open_session(workspace, overrides) as session:
         done = run(session, data, **admission)
@@ -124,6 +124,7 @@ def predict(
     """Label texts, or answer prompts: one JSON line a record, with --json too."""
     from sisa.export import hand_out, outside
     from sisa.predict import Predictor, read_inputs
+    from sisa.session import open_session
 
     del as_json  # the output is JSON either way
     if (text is None) == (source is None):
@@ -208,6 +209,7 @@ def delete(
 def export(workspace: Path, records: Path, recipient: str, as_json: bool) -> None:
     """Hand out the surviving records, with generation and version, for a fresh run elsewhere."""
     from sisa.export import export_records
+    from sisa.session import open_session
 
     with open_session(workspace) as session:
         count = export_records(session, records.resolve(), recipient)
@@ -222,6 +224,7 @@ def export(workspace: Path, records: Path, recipient: str, as_json: bool) -> Non
 @json_option
 def status(workspace: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Shards, slices, served heads with digests, requests, storage."""
+    from sisa.session import open_session
     from sisa.status import status as run
 
     with open_session(workspace, overrides) as session:

@@ -9,7 +9,6 @@ import click
 
 from sisa.commands.options import FILE, json_option, set_option, who_options, workspace_option
 from sisa.printing import out, print_document, print_json
-from sisa.session import open_session
 
 
 @click.command()
@@ -33,6 +32,7 @@ def hold(
 ) -> None:
     """Put records on legal hold: their deletion is refused, on record, until the hold is lifted."""
     from sisa import hold as holding
+    from sisa.session import open_session
 
     if (lift is not None) + listing + bool(ids or subjects) != 1:
         raise click.UsageError("give --id or --subject, or --lift, or --list")
@@ -67,6 +67,7 @@ def refuse(
 ) -> None:
     """Put on record that a deletion was refused, and why; nothing is deleted."""
     from sisa.hold import refuse as run
+    from sisa.session import open_session
 
     with open_session(workspace, overrides) as session, session.driving():
         document = run(session.workspace, ids, subjects, request_id, who)
@@ -82,6 +83,7 @@ def letter(workspace: Path, request_id: str, output: Path | None) -> None:
     from shards.files import replace_file
     from sisa.export import outside
     from sisa.letter import letter as run
+    from sisa.session import open_session
 
     with open_session(workspace) as session:
         target = None if output is None else outside(session.workspace, output)
@@ -117,6 +119,7 @@ def tombstones(
 ) -> None:
     """List tombstones, or destroy them by retention rule; at the end of a namespace's life, its keys."""
     from sisa import key, retention
+    from sisa.session import open_session
 
     if (days is not None) + destroy_keys > 1:
         raise click.UsageError("give --retire or --destroy-keys, not both")

@@ -12,7 +12,6 @@ import click
 from shards.errors import LockedError, SisaError
 from sisa.commands.options import json_option, running_options, set_option, workspace_option
 from sisa.printing import as_ours, out, print_error, print_json, print_requests, print_running
-from sisa.session import open_session
 
 
 @click.command()
@@ -23,6 +22,7 @@ from sisa.session import open_session
 def requests(workspace: Path, cancel: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """List deletion requests with state, deadline and estimate; or withdraw one."""
     from sisa import queue
+    from sisa.session import open_session
     from sisa.status import running
 
     with open_session(workspace, overrides) as session:

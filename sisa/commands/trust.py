@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sisa.commands.options import FILE, json_option, running_options, set_option, workspace_option
 from sisa.printing import out, print_document, print_json
-from sisa.session import Session, open_session
+
+if TYPE_CHECKING:
+    from sisa.session import Session
 
 
 @click.command()
@@ -24,6 +26,7 @@ def receipt(workspace: Path, record_id: str, output: Path, overrides: tuple[str,
     from shards.files import replace_file
     from sisa.export import outside
     from sisa.receipt import receipt as run
+    from sisa.session import open_session
 
     with open_session(workspace, overrides) as session:
         file = outside(session.workspace, output)
@@ -49,6 +52,7 @@ def key() -> None:
 def rotate(workspace: Path, lost: bool, stolen: bool, overrides: tuple[str, ...], as_json: bool) -> None:
     """Replace the signing key; the log names the new one from here on."""
     from sisa.key import rotate as run
+    from sisa.session import open_session
 
     if lost and stolen:
         raise click.UsageError("give --lost or --stolen; if in doubt, --stolen")
@@ -64,6 +68,7 @@ def rotate(workspace: Path, lost: bool, stolen: bool, overrides: tuple[str, ...]
 def list_keys(workspace: Path, as_json: bool) -> None:
     """Every signing key of the log and the facts it is valid for."""
     from sisa.key import history
+    from sisa.session import open_session
 
     with open_session(workspace) as session:
         document = {"keys": history(session.workspace)}
@@ -76,6 +81,7 @@ def list_keys(workspace: Path, as_json: bool) -> None:
 def tag_key(workspace: Path, output: Path) -> None:
     """Write the tag key for an auditor: it makes the tags of records, subjects and holds, and nothing else."""
     from sisa.key import hand_out_tag_key
+    from sisa.session import open_session
 
     with open_session(workspace) as session:
         hand_out_tag_key(session.workspace, output.resolve())
@@ -93,6 +99,7 @@ def log() -> None:
 def head(workspace: Path, output: Path | None) -> None:
     """The newest signed tree head (C2SP tlog-checkpoint)."""
     from sisa.log import newest_head
+    from sisa.session import open_session
 
     with open_session(workspace) as session:
         _give(session, output, newest_head(session.workspace))
@@ -105,6 +112,7 @@ def head(workspace: Path, output: Path | None) -> None:
 def move_anchor(workspace: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Anchor the log where sisa.yaml says from here on, or nowhere; the old place is not asked."""
     from sisa.anchoring import move_anchor as run
+    from sisa.session import open_session
 
     with open_session(workspace, overrides) as session, session.workspace.driving():
         run(session.workspace, session.options.anchor)
@@ -127,6 +135,7 @@ def extension(workspace: Path, certificate: Path | None, old: int | None, new: i
     """How the log goes on: a consistency proof and every later fact, for `sisa verify --extension`."""
     from sisa.log import extension as run
     from sisa.log import sealed_size
+    from sisa.session import open_session
 
     if (certificate is None) == (old is None):
         raise click.UsageError("give either --certificate or --from")

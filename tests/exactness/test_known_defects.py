@@ -235,7 +235,7 @@ def test_5_an_emptied_shard_is_gone_and_not_saved_again(make: Make) -> None:
 
 
 def test_8_a_step_is_shown_nothing_to_select_by() -> None:
-    """Records, parent, seed, and what was computed from each record alone: no validation set, no metric, no other shard."""
+    """Records, parent, seed, what was computed from a record alone: no validation set, no metric, no other shard."""
     assert [entry.name for entry in fields(Lesson)] == ["passes", "parent", "seed", "shelf"]
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import ray
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
+from ray._private.node import Node
 
 from orchestration.ray_cluster import connected
 from shards.errors import ConfigError, OperationError
+
+WATCHERS = {name: getattr(Node, name) for name in ("start_monitor", "start_api_server", "start_log_monitor")}
 
 
 class Stand:
@@ -18,6 +22,7 @@ class Stand:
 
     def __init__(self) -> None:
         self.told: dict[str, Any] = {}
+        self.left_out: set[str] = set()
         self.leaves_the_machine: bool | None = None
         self.error: Exception | None = None
         self.address = "127.0.0.1"
@@ -25,6 +30,7 @@ class Stand:
 
     def init(self, **settings: Any) -> None:
         self.told, self.leaves_the_machine = settings, ray_constants.ENABLE_RAY_CLUSTER
+        self.left_out = {name for name, method in WATCHERS.items() if getattr(Node, name) is not method}
         if self.error is not None:
             raise self.error
 
@@ -65,6 +71,27 @@ def test_whoever_names_an_address_gets_it(stand: Stand, address: str | None, ini
         assert stand.leaves_the_machine is True
         assert ("num_cpus" in stand.told) == (address is None), "a running cluster has what it has"
         assert stand.told["address"] == (address or "local")
+
+
+@pytest.mark.parametrize(
+    ("address", "init", "started"),
+    [
+        (None, {}, set()),
+        (None, {"include_dashboard": True}, {"start_api_server"}),
+        (None, {"log_to_driver": True}, {"start_log_monitor"}),
+        (None, {"_node_ip_address": "192.0.2.1"}, set()),
+        ("192.0.2.1:6379", {}, set(WATCHERS)),
+    ],
+)
+def test_a_cluster_of_our_own_starts_no_process_that_nobody_asked_for(
+    stand: Stand, address: str | None, init: dict[str, Any], started: set[str]
+) -> None:
+    for error in (None, ValueError("no such memory")):
+        stand.error = error
+        with suppress(ConfigError), connected(address, 1, init):
+            pass
+        assert WATCHERS.keys() - stand.left_out == started
+        assert all(getattr(Node, name) is method for name, method in WATCHERS.items()), "for the start alone"
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 from orchestration.executor import Lesson
-from shards.errors import ConfigError, StepFailedError
+from shards.digest import file_digest
+from shards.errors import ConfigError, RecipeMismatchError, StepFailedError
 from shards.records import Record, make_content
 from shards.workspace import WEIGHTS_FILE
-from sisa import adapter
+from sisa import adapter, base_model
 from sisa.adapter import check_recipe
-from sisa.base_model import load_tokenizer, locate, model_digests
+from sisa.base_model import load_tokenizer, locate, model_digests, pinned_path
 from sisa.initialise import initialise
 from sisa.learner import LoraTrainer
 from sisa.session import open_session
@@ -136,3 +139,40 @@ def test_a_recipe_that_cannot_be_trained_is_refused_before_anything_is_pinned(
         train(session)
     with open_session(workspace) as session:
         assert session.workspace.book.pinned() is None
+
+
+def test_a_process_reads_a_base_once_while_its_files_are_as_they_were(tiny_bert: Path, tmp_path: Path) -> None:
+    path = tmp_path / "base"
+    shutil.copytree(tiny_bert, path)
+    recipe = recipe_for(path, "classification")
+    with mock.patch.object(base_model, "file_digest", wraps=file_digest) as read:
+        assert pinned_path(recipe, str(path)) == path
+        once = read.call_count
+        assert once == sum(file.is_file() for file in path.iterdir())
+        assert pinned_path(recipe, str(path)) == path
+        assert read.call_count == once
+        (path / "extra.json").write_text("{}")
+        with pytest.raises(RecipeMismatchError, match="tokenizer"):
+            pinned_path(recipe, str(path))
+        (path / "extra.json").unlink()
+        assert pinned_path(recipe, str(path)) == path
+
+
+@pytest.mark.parametrize("how", ["in place", "another file"])
+def test_a_base_changed_meanwhile_is_refused_although_size_and_time_are_as_before(
+    tiny_bert: Path, tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "base"
+    shutil.copytree(tiny_bert, path)
+    recipe = recipe_for(path, "classification")
+    pinned_path(recipe, str(path))
+    weights = path / "model.safetensors"
+    before, data = weights.stat(), bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    if how == "another file":
+        weights.unlink()
+    weights.write_bytes(data)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (weights.stat().st_size, weights.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    with pytest.raises(RecipeMismatchError, match="base model"):
+        pinned_path(recipe, str(path))
