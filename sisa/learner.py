@@ -127,6 +127,12 @@ class LoraTrainer:
                 together(adapter, [course], self.recipe, pad)
                 with adapter.lanes.only(0):
                     whole = adapter.cut is None or adapter.cut.whole(tokens)
+                if not adapter.pristine() and (adapter.cut is not None or self.recipe.lanes > 1):
+                    raise ConfigError(
+                        "a base model that is the same for every text, under lanes or frozen layers",
+                        "one that changes its buffers with the text (dynamic rotary frequencies)",
+                        "set lanes to 1 and layers to all; nothing was taken in",
+                    )
                 if not whole:
                     raise ConfigError(
                         "a base model that can be cut below its last layers",

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -79,15 +80,29 @@ def test_a_sequence_length_beyond_the_bases_positions_is_refused_before_anything
         check_recipe(recipe_for(tiny_bert, "classification", max_length=4096), str(tiny_bert))
 
 
-def test_a_base_that_grows_its_rotary_frequencies_carries_nothing_into_the_next_step(
-    tiny_llama: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def growing(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A base whose rotary frequencies grow with the longest text so far."""
     path = tmp_path / "base"
     shutil.copytree(tiny_llama, path)
     config = json.loads((path / "config.json").read_text())
     config["rope_parameters"] = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
     config["max_position_embeddings"] = 8
     (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize("values", [{"lanes": 2}, {"layers": "last-1"}], ids=["lanes", "frozen"])
+def test_a_base_that_remembers_texts_is_refused_where_records_must_not_meet(
+    growing: Path, values: dict[str, Any]
+) -> None:
+    LoraTrainer(recipe_for(growing, "causal-lm", max_length=64), str(growing)).prove()
+    with pytest.raises(ConfigError, match="changes its buffers"):
+        LoraTrainer(recipe_for(growing, "causal-lm", max_length=64, **values), str(growing)).prove()
+
+
+def test_a_base_that_grows_its_rotary_frequencies_carries_nothing_into_the_next_step(growing: Path) -> None:
+    path = growing
     trainer = LoraTrainer(recipe_for(path, "causal-lm", max_length=64), str(path))
     short = Record("short", make_content({"text": " ".join(WORDS[:2])}))
     long = Record("long", make_content({"text": " ".join(WORDS * 3)}))
@@ -97,7 +112,7 @@ def test_a_base_that_grows_its_rotary_frequencies_carries_nothing_into_the_next_
 
     before = trainer.train(lesson(short))[WEIGHTS_FILE]
     trainer.train(lesson(long))
-    grown = adapter._loaded(trainer.recipe, str(path))
+    grown = adapter._loaded(trainer.recipe, str(path), 1)
     assert not grown.pristine(), "the base changed nothing; this test shows nothing"
     assert trainer.train(lesson(short))[WEIGHTS_FILE] == before
 
