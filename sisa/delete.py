@@ -51,6 +51,7 @@ class Deleted:
         earlier: requests made before that cover some of what was asked for → when each was completed; None
             if it was not yet.
         registered_files: of ``sisa.yaml``, if this call deleted or went on deleting: they may still hold it.
+        lanes: that each pass of a retraining computes, whether or not other shards are in it.
     """
 
     request_id: str | None
@@ -63,6 +64,7 @@ class Deleted:
     seconds: float
     earlier: Mapping[str, str | None]
     registered_files: tuple[str, ...]
+    lanes: int
 
     def to_json(self) -> dict[str, Any]:
         """The ``delete`` JSON document."""
@@ -77,6 +79,7 @@ class Deleted:
             "seconds": round(self.seconds, 3),
             "earlier": dict(self.earlier),
             "registered_files": list(self.registered_files),
+            "lanes": self.lanes,
         }
 
 
@@ -153,6 +156,7 @@ def delete(
         seconds=time.monotonic() - started,
         earlier=earlier,
         registered_files=session.options.data if deleting else (),
+        lanes=session.recipe.lanes,
     )
 
 

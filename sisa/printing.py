@@ -105,6 +105,8 @@ def _print_impact(document: dict[str, Any]) -> None:
     share = document["impact"]["retrained_share"]
     out.print(f"{counted(len(document['ids']), 'record')}, {share:.1%} of the original training to repeat:")
     out.print(table)
+    if document["lanes"] > 1:
+        out.print(f"Each pass computes all {document['lanes']} lanes, and costs so, whichever shards are in it.")
 
 
 def print_checks(checks: Sequence[Check]) -> None:
@@ -161,6 +163,11 @@ def print_status(document: dict[str, Any]) -> None:
     out.print(
         f"{counted(document['records'], 'record')}, manifest {document['manifest_generation']} "
         f"({(document['manifest_digest'] or 'nothing served')[:16]}), {document['storage_bytes'] / 2**20:.1f} MiB"
+        + (
+            f", {document['activations_bytes'] / 2**20:.1f} of them activations"
+            if document["activations_bytes"]
+            else ""
+        )
     )
     table = Table("shard", "records", "slices (records)", "head", "tensors", box=None, pad_edge=False)
     for shard in document["shards"]:

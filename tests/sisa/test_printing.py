@@ -56,6 +56,20 @@ def test_a_deletion_of_old_and_new_records_says_which_request_is_which(workspace
     assert any(line.startswith("shard") for line in lines)
 
 
+def test_a_dry_run_under_lanes_says_what_they_cost(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_lanes = configured(memory_path / "workspace", monkeypatch, lanes=3)
+    lines = said("delete", "-w", with_lanes, "--id", "r1", "--dry-run")
+    assert "Each pass computes all 3 lanes, and costs so, whichever shards are in it." in lines
+
+
+def test_status_says_how_much_is_kept_of_frozen_layers(workspace: Path) -> None:
+    assert "activations" not in said("status", "-w", workspace)[0]
+    entry = workspace / "activations" / "ab" / "0000" / "entry"
+    entry.parent.mkdir(parents=True)
+    entry.write_bytes(bytes(3 << 20))
+    assert said("status", "-w", workspace)[0].endswith(", 3.0 of them activations")
+
+
 def test_a_dry_run_says_what_was_deleted_already(workspace: Path) -> None:
     said("delete", "-w", workspace, "--id", "r1", "--request-id", "req")
     assert said("delete", "-w", workspace, "--id", "r1", "--dry-run") == [

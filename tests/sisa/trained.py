@@ -36,9 +36,10 @@ def trained(path: Path, count: int = 12, **options: Any) -> Session:
     return session
 
 
-def configured(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def configured(path: Path, monkeypatch: pytest.MonkeyPatch, **recipe: Any) -> Path:
     """A trained toy workspace that the command line can work on in this process."""
-    session = trained(path)
+    session = ingested(path, toy_recipe(**recipe))
+    train(session, executor=INLINE, trainer=TRAINER)
     write_settings(session.workspace.path, Settings(recipe=session.recipe, options=session.options))
     session.workspace.close()
     monkeypatch.setattr(Session, "trainer", lambda _: ToyTrainer())
