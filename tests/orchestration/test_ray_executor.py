@@ -8,6 +8,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -53,12 +54,13 @@ class Setting:
     inline: Path
 
 
-def setting(root: Path, task: str, base: Path, trainer: SliceTrainer | None = None) -> Setting:
-    places = grid(task, 3)
+def setting(root: Path, task: str, base: Path, trainer: SliceTrainer | None = None, **values: Any) -> Setting:
+    recipe: dict[str, Any] = {"rehearsal": 0.25, **values}
+    places = grid(task, 3, **recipe)
     data = write_rows(root / "data.jsonl", flat(places))
-    inline = make_workspace(root / "inline", task, base, rehearsal=0.25)
+    inline = make_workspace(root / "inline", task, base, **recipe)
     train_in(inline, data, trainer=trainer)
-    return Setting(make_workspace(root / "ray", task, base, rehearsal=0.25), data, places, inline)
+    return Setting(make_workspace(root / "ray", task, base, **recipe), data, places, inline)
 
 
 @pytest.fixture
@@ -68,18 +70,19 @@ def toy_setting(tmp_path: Path, tiny_llama: Path) -> Setting:
 
 
 @pytest.mark.parametrize(
-    ("task", "workers"),
+    ("task", "workers", "values"),
     [
-        pytest.param("classification", 1, marks=pytest.mark.slow),
-        ("causal-lm", 2),
-        pytest.param("classification", 2, marks=pytest.mark.slow),
-        pytest.param("causal-lm", 1, marks=pytest.mark.slow),
+        pytest.param("classification", 1, {}, marks=pytest.mark.slow),
+        pytest.param("causal-lm", 2, {}, marks=pytest.mark.slow),
+        pytest.param("classification", 2, {}, marks=pytest.mark.slow),
+        pytest.param("causal-lm", 1, {}, marks=pytest.mark.slow),
+        ("causal-lm", 2, {"shards": 3, "lanes": 2, "layers": "last-1"}),  # the most that can be between them
     ],
 )
 def test_train_and_delete_on_ray_equal_inline(
-    tmp_path: Path, tiny_bert: Path, tiny_llama: Path, task: str, workers: int
+    tmp_path: Path, tiny_bert: Path, tiny_llama: Path, task: str, workers: int, values: dict[str, Any]
 ) -> None:
-    here = setting(tmp_path, task, tiny_bert if task == "classification" else tiny_llama)
+    here = setting(tmp_path, task, tiny_bert if task == "classification" else tiny_llama, **values)
     train_in(here.path, here.data, executor=RayExecutor(workers))
     assert differences(here.path, here.inline) == []
     assert checkpoint_files(here.path) == checkpoint_files(here.inline)
