@@ -29,9 +29,9 @@ from shards.activations import Activations, AttemptShelf
 from shards.digest import derive, tensor_digest
 from shards.errors import IntegrityError, SisaError, StalePlanError
 from shards.files import TEMPORARY, remove, storage
-from shards.frozen import has_frozen_layers
 from shards.lineage import Checkpoint, pack_tags
 from shards.plan import SliceStep, pass_order
+from shards.recipes import has_frozen_layers
 from shards.store import Store
 from shards.workspace import ACTIVATIONS, SEEN_FILE, WEIGHTS_FILE, Workspace, open_store
 

@@ -9,7 +9,7 @@ silently keeps the old tensors.)
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ from shards.digest import canonical_json
 from shards.errors import ConfigError, IntegrityError
 from sisa.base_model import load_base, quiet_transformers, skeleton
 from sisa.config import Recipe
-from sisa.layers import Cut, compute_twice, frozen_layers, targets
+from sisa.head import Head
+from sisa.layers import LINEAR, Cut, compute_twice, frozen_layers, targets
 from sisa.lora import Lanes, adapted, headed
 
 _NAME = "default"  # of lane 0
@@ -42,6 +43,11 @@ def lora_config(recipe: Recipe, base_model: str, base: Any, missing: frozenset[s
             base they would be random and frozen.
     """
     modules = {name.rpartition(".")[0] for name in missing}
+    whole = sorted(name for name in modules if not _HEADS & set(name.split(".")))
+    # PEFT takes every module for a head whose name ends like one (DistilBERT's pre_classifier).
+    heads = [
+        name for name, _ in base.named_modules() if recipe.task == "classification" and name.endswith(tuple(_HEADS))
+    ]
     wanted: str | list[str] = list(recipe.target_modules)
     if recipe.layers != "all":
         wanted = targets(recipe, base)
@@ -53,7 +59,8 @@ def lora_config(recipe: Recipe, base_model: str, base: Any, missing: frozenset[s
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=wanted,
-        modules_to_save=sorted(name for name in modules if not _HEADS & set(name.split("."))),
+        modules_to_save=whole,
+        exclude_modules=sorted({*whole, *heads}) or None,  # what is trained whole has no adapter too
         base_model_name_or_path=base_model,
     )
 
@@ -65,6 +72,7 @@ class Adapter:
         model: PEFT's model.
         lanes: whose rows a pass holds.
         cut: where the adapted layers begin; None if all are adapted.
+        head: of a causal model.
     """
 
     def __init__(self, recipe: Recipe, base_model: str, lanes: int = 1) -> None:
@@ -74,7 +82,7 @@ class Adapter:
             ConfigError: if the target modules are not in the base.
         """
         with quiet_transformers():
-            self._build(recipe, base_model, [_NAME, *(f"lane{lane}" for lane in range(1, lanes))])
+            self._build(recipe, base_model, [_NAME, *(f"lane{lane:02d}" for lane in range(1, lanes))])
 
     def _build(self, recipe: Recipe, base_model: str, names: list[str]) -> None:
         base, missing = load_base(recipe, base_model)
@@ -86,12 +94,14 @@ class Adapter:
         for lane in range(len(names)):
             for parameter in self._parameters(names[lane]):
                 parameter.requires_grad = True
-        self.lanes = Lanes(names, recipe.lora_dropout)
-        lay(self.model, self.lanes)
         self.model.eval()  # the frozen base is a constant: its own dropout stays off, in training too
         self.cut = Cut(base, below) if below else None
+        self.lanes = Lanes(names, recipe.lora_dropout)
+        lay(self.model, self.lanes)
         if recipe.gradient_checkpointing:
             compute_twice(base, below)
+        with self.lanes.only(0):
+            self.head = Head(base) if recipe.task == "causal-lm" else None
         self._missing = missing
         self._config = config
         self._buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
@@ -106,6 +116,21 @@ class Adapter:
         return now.keys() == self._buffers.keys() and all(
             torch.equal(now[name], before) for name, before in self._buffers.items()
         )
+
+    def trained_in(self, run: Callable[[], object]) -> list[str]:
+        """Names of the modules trained whole that ``run`` runs through."""
+        found: list[str] = []
+        hooks = [
+            module.register_forward_hook(lambda *_, name=name: found.append(name))
+            for name, module in self.model.named_modules()
+            if isinstance(module, ModulesToSaveWrapper)
+        ]
+        try:
+            run()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
 
     def reset(self, seed: int, lane: int = 0) -> None:
         """Fill a slot with a fresh adapter that depends on ``seed`` alone."""
@@ -234,7 +259,9 @@ def check_recipe(recipe: Recipe, base_model: str) -> None:
 
 def _routes(config: Any) -> bool:
     """Is it a mixture of experts?"""
-    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    values = config.to_dict()
+    nested = [value for value in values.values() if isinstance(value, dict)]
+    return any("expert" in str(name) and bool(value) for each in [values, *nested] for name, value in each.items())
 
 
 def _with_slot(base: Any, config: LoraConfig, recipe: Recipe) -> Any:
@@ -250,7 +277,9 @@ def _with_slot(base: Any, config: LoraConfig, recipe: Recipe) -> Any:
             raise ValueError("no such module")
         return get_peft_model(base, config)
     except ValueError as error:
-        linear = sorted({name.rpartition(".")[2] for name, module in base.named_modules() if _is_linear(module)})
+        linear = sorted(
+            {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, LINEAR)}
+        )
         raise ConfigError(
             f"target_modules that the base model has: {', '.join(linear)}, or all-linear",
             f"{', '.join(unknown or recipe.target_modules)} ({error})",
@@ -258,22 +287,18 @@ def _with_slot(base: Any, config: LoraConfig, recipe: Recipe) -> Any:
         ) from error
 
 
-def _is_linear(module: object) -> bool:
-    return isinstance(module, torch.nn.Linear)
-
-
-_loaded = lru_cache(maxsize=1)(Adapter)
+_loaded: dict[tuple[Recipe, str, int], Adapter] = {}
 
 
 def release() -> None:
     """Drop the base that this process keeps."""
-    _loaded.cache_clear()
+    _loaded.clear()
 
 
 def process_adapter(recipe: Recipe, base_model: str, lanes: int = 1) -> Adapter:
-    """This process's adapter slots: the base is loaded once and kept, unless a step changed it."""
-    adapter = _loaded(recipe, base_model, lanes)
-    if not adapter.pristine():
-        _loaded.cache_clear()
-        adapter = _loaded(recipe, base_model, lanes)
-    return adapter
+    """This process's adapter slots: one base is loaded and kept, unless a step changed it or another is asked for."""
+    key = recipe, base_model, lanes
+    if key not in _loaded or not _loaded[key].pristine():
+        release()  # before, for two may not fit
+        _loaded[key] = Adapter(recipe, base_model, lanes)
+    return _loaded[key]

@@ -67,5 +67,5 @@ def _width(longest: int, recipe: Recipe) -> int:
     """
     if recipe.lanes == 1:
         return longest
-    step = max(_STEP, (1 << longest.bit_length()) // 8)  # a padding of at most a quarter
+    step = max(_STEP, (1 << longest.bit_length()) // 8)  # of long texts at most a quarter is padding
     return min((longest // step + 1) * step, recipe.max_length + 1)

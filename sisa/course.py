@@ -156,6 +156,7 @@ def together(adapter: Adapter, courses: Sequence[Course], recipe: Recipe, pad: i
     )
     inputs = pad_batch(texts, pad, recipe.device, width)
     with ExitStack() as stack:
+        stack.enter_context(adapter.lanes.holding(recipe.lanes * rows, width))
         if adapter.cut is not None:
             made: dict[int, list[torch.Tensor | None]] = {lane: [*one.activations] for lane, one in going.items()}
             stack.enter_context(adapter.cut.from_here(_stacked(_in_rows(made, recipe.lanes, rows, None), width)))

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from shards.fact import Fact
-from shards.frozen import has_frozen_layers
+from shards.recipes import has_frozen_layers
 
 CLEAR = "Clear (NIST SP 800-88): unlinked through the file system"
 REWRITTEN = "Clear (NIST SP 800-88): rewritten without the record, the old file unlinked"

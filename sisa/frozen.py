@@ -47,10 +47,10 @@ class Frozen:
     def of(self, record_id: str, example: Example) -> torch.Tensor:
         """(tokens, hidden size), in the base's type and on its device."""
         kept = self.shelf.get(record_id, self.kind) if self.shelf is not None else None
-        if kept is not None:
+        if kept is not None and len(kept) == len(example.tokens) * self.cut.size * self.cut.dtype.itemsize:
             values = torch.frombuffer(bytearray(kept), dtype=self.cut.dtype).view(len(example.tokens), -1)
             return values.to(self.cut.device)
-        made = self.cut.below(example.tokens)
+        made = self.cut.below(example.tokens).to(self.cut.dtype)
         if self.shelf is not None:
             self.shelf.put(record_id, self.kind, made.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return made

@@ -16,9 +16,13 @@ from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
 
 from shards.errors import ConfigError
 from sisa.config import Recipe
+
+LINEAR = (torch.nn.Linear, Conv1D)  # GPT-2's linear layers are called convolutions
+ADAPT_ALL = "set layers to all in sisa.yaml"
 
 
 class _ReachedError(Exception):
@@ -29,11 +33,11 @@ class _ReachedError(Exception):
         self.hidden = hidden
 
 
-def layers_of(model: Any) -> tuple[str, Any]:
+def layers_of(model: Any, remedy: str) -> tuple[str, Any]:
     """Name and list of a transformer's layers.
 
     Raises:
-        ConfigError: if it is not made of one list of layers.
+        ConfigError: if it is not made of one list of layers; to do is ``remedy``.
     """
     count = model.config.get_text_config().num_hidden_layers
     lists = [
@@ -42,9 +46,7 @@ def layers_of(model: Any) -> tuple[str, Any]:
         if isinstance(module, torch.nn.ModuleList) and len(module) == count
     ]
     if len(lists) != 1:
-        raise ConfigError(
-            f"one list of {count} layers in the base model", f"{len(lists)}", "set layers to all in sisa.yaml"
-        )
+        raise ConfigError(f"one list of {count} layers in the base model", f"{len(lists)}", remedy)
     return lists[0]
 
 
@@ -56,30 +58,31 @@ def frozen_layers(recipe: Recipe, model: Any) -> int:
     """
     if recipe.layers == "all":
         return 0
-    top, count = int(recipe.layers.removeprefix("last-")), len(layers_of(model)[1])
+    top, count = int(recipe.layers.removeprefix("last-")), len(layers_of(model, ADAPT_ALL)[1])
     if top >= count:
-        raise ConfigError(
-            f"fewer layers to adapt than the {count} that the base model has", recipe.layers, "set layers to all"
-        )
+        raise ConfigError(f"fewer layers to adapt than the {count} that the base model has", recipe.layers, ADAPT_ALL)
     return count - top
 
 
 def targets(recipe: Recipe, model: Any) -> list[str]:
     """Full names of the linear layers that get an adapter, where only the last layers do."""
-    name, layers = layers_of(model)
+    name, layers = layers_of(model, ADAPT_ALL)
     wanted = recipe.target_modules
-    return [
+    found = [
         f"{name}.{number}.{inner}"
         for number in range(frozen_layers(recipe, model), len(layers))
         for inner, module in layers[number].named_modules()
-        if isinstance(module, torch.nn.Linear)
+        if isinstance(module, LINEAR)
         and (wanted == ("all-linear",) or any(f".{inner}".endswith(f".{each}") for each in wanted))
     ]
+    if not found:
+        raise ConfigError(f"{' or '.join(wanted)} in the last layers of the base model", "none", ADAPT_ALL)
+    return found
 
 
 def compute_twice(model: Any, below: int) -> None:
     """Keep of each adapted layer its input alone, and compute the rest anew on the way back (arXiv 1604.06174)."""
-    for layer in layers_of(model)[1][below:]:
+    for layer in layers_of(model, "set gradient_checkpointing to false")[1][below:]:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
@@ -96,11 +99,13 @@ class Cut:
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         self.height = below
+        self.size: int = model.config.get_text_config().hidden_size
         self._given: torch.Tensor | None = None
         self._seeking = False
-        _, layers = layers_of(model)
+        _, layers = layers_of(model, ADAPT_ALL)
+        others = self._others(layers[0])
         for layer in layers[:below]:
-            layer.forward = self._passing(layer.forward)
+            layer.forward = self._passing(layer.forward, others)
         layers[below].register_forward_pre_hook(self._enter, with_kwargs=True)
 
     def below(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -114,7 +119,7 @@ class Cut:
             return reached.hidden[0]
         finally:
             self._seeking = False
-        raise ConfigError("a base model that runs through its layers", "one that does not", "set layers to all")
+        raise ConfigError("a base model that runs through its layers", "one that does not", ADAPT_ALL)
 
     def whole(self, tokens: Sequence[int]) -> bool:
         """Do the two halves together compute what the model does, but for rounding?"""
@@ -135,9 +140,20 @@ class Cut:
         finally:
             self._given = None
 
-    def _passing(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _others(self, layer: Any) -> tuple[None, ...] | None:
+        """What a layer returns beside its states; None if it returns these alone."""
+        seen: list[Any] = []
+        hook = layer.register_forward_hook(lambda _, __, output: seen.append(output))
+        with torch.no_grad():
+            self._model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=self.device))
+        hook.remove()
+        return (None,) * (len(seen[0]) - 1) if isinstance(seen[0], tuple) else None
+
+    def _passing(self, forward: Callable[..., Any], others: tuple[None, ...] | None) -> Callable[..., Any]:
         def layer(hidden_states: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-            return hidden_states if self._given is not None else forward(hidden_states, *arguments, **options)
+            if self._given is None:
+                return forward(hidden_states, *arguments, **options)
+            return hidden_states if others is None else (hidden_states, *others)
 
         return layer
 

@@ -19,13 +19,11 @@ from jinja2 import TemplateError
 
 from orchestration.executor import Fit, Lesson
 from shards.errors import ConfigError, SisaError
-from shards.records import Record, make_content
+from shards.records import Record
 from sisa.base_model import load_tokenizer
 from sisa.config import Recipe
 from sisa.determinism import environment_facts, reproducible
 from sisa.encoding import Example, encode
-
-_INVENTED = Record("invented", make_content({"text": ""}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +86,17 @@ class LoraTrainer:
 
             tokenizer = load_tokenizer(self.recipe, self.base_model)
             adapter = process_adapter(self.recipe, self.base_model, self.recipe.lanes)
-            courses = [
-                Course(adapter, lane, self._kept(lesson), self.recipe, self._examples(lesson, tokenizer))
-                for lane, lesson in lessons.items()
-            ]
+            courses: list[Course] = []
+            results: dict[int, Mapping[str, bytes] | SisaError] = {}
+            for lane, lesson in lessons.items():
+                try:
+                    examples = self._examples(lesson, tokenizer)
+                    courses.append(Course(adapter, lane, self._kept(lesson), self.recipe, examples))
+                except SisaError as error:  # that lane's alone
+                    results[lane] = error
             while going := [course for course in courses if course.left]:
                 together(adapter, going, self.recipe, tokenizer.pad_token_id)
-            return {course.lane: course.result() for course in courses}
+            return results | {course.lane: course.result() for course in courses}
 
     def _kept(self, lesson: Lesson) -> Lesson:
         return lesson if self.keep else replace(lesson, shelf=None)
@@ -104,7 +106,7 @@ class LoraTrainer:
         return {record.id: encode(record, self.recipe, tokenizer) for record in lesson.passes[0]}
 
     def prove(self) -> None:
-        """Make one update on an invented text of full length, and throw it away.
+        """Make updates on invented texts, and throw them away (``proof``).
 
         Asked before a recipe is pinned, because it cannot be changed afterwards.
 
@@ -114,31 +116,13 @@ class LoraTrainer:
         from safetensors import SafetensorError
 
         from sisa.adapter import process_adapter
-        from sisa.course import Course, together
+        from sisa.proof import prove_step
 
         try:
             with reproducible(self.recipe):
-                pad = load_tokenizer(self.recipe, self.base_model).pad_token_id
+                tokenizer = load_tokenizer(self.recipe, self.base_model)
                 adapter = process_adapter(self.recipe, self.base_model, self.recipe.lanes)
-                tokens = (pad,) * self.recipe.max_length
-                targets = (0,) if self.recipe.task == "classification" else tokens
-                examples = {_INVENTED.id: Example(tokens, targets, truncated=False)}
-                course = Course(adapter, 0, Lesson(((_INVENTED,),), None, bytes(32)), self.recipe, examples)
-                together(adapter, [course], self.recipe, pad)
-                with adapter.lanes.only(0):
-                    whole = adapter.cut is None or adapter.cut.whole(tokens)
-                if not adapter.pristine() and (adapter.cut is not None or self.recipe.lanes > 1):
-                    raise ConfigError(
-                        "a base model that is the same for every text, under lanes or frozen layers",
-                        "one that changes its buffers with the text (dynamic rotary frequencies)",
-                        "set lanes to 1 and layers to all; nothing was taken in",
-                    )
-                if not whole:
-                    raise ConfigError(
-                        "a base model that can be cut below its last layers",
-                        "one whose halves compute something else",
-                        "set layers to all; nothing was taken in",
-                    )
+                prove_step(adapter, self.recipe, tokenizer)
         except SisaError:
             raise
         except (

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from shards.errors import ConfigError
+
 _ODD = 0x9E3779B97F4A7C15  # spreads consecutive numbers over 64 bits
 
 
@@ -32,6 +34,7 @@ class Lanes:
         self._present = self.names
         self._dropout = dropout
         self._seeds: Mapping[str, int] = {}
+        self._leading: tuple[int, ...] = ()
 
     @contextmanager
     def only(self, lane: int) -> Iterator[None]:
@@ -43,6 +46,15 @@ class Lanes:
             self._present = before
 
     @contextmanager
+    def holding(self, rows: int, width: int) -> Iterator[None]:
+        """A pass of ``rows`` records, each ``width`` tokens, inside: layers must be given them and nothing else."""
+        self._leading = (rows, rows * width)
+        try:
+            yield
+        finally:
+            self._leading = ()
+
+    @contextmanager
     def dropping(self, seeds: Mapping[int, int]) -> Iterator[None]:
         """Dropout inside, drawn for each of these lanes from a seed that must be another one in every pass."""
         self._seeds = {self.names[lane]: seed for lane, seed in seeds.items()}
@@ -52,7 +64,17 @@ class Lanes:
             self._seeds = {}
 
     def blocks(self, x: torch.Tensor) -> torch.Tensor:
-        """(lanes x rows, ..., width) as (lanes, all else, width)."""
+        """(lanes x rows, ..., width) as (lanes, all else, width).
+
+        Raises:
+            ConfigError: if it is something else that lanes would share, such as a table of positions.
+        """
+        if len(self._present) > 1 and x.shape[0] not in self._leading:
+            raise ConfigError(
+                f"rows of {len(self._present)} lanes in every adapted layer",
+                f"{tuple(x.shape)}, which all lanes share",
+                "set lanes to 1 in sisa.yaml, or other target_modules",
+            )
         return x.reshape(len(self._present), -1, x.shape[-1])
 
     def weights(self, modules: Any) -> torch.Tensor:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from sisa.adapter import Adapter
 from sisa.config import Recipe
 from sisa.encoding import IGNORED, Example
+from sisa.head import Head
 
 
 def lane_losses(
@@ -33,55 +34,57 @@ def lane_losses(
             lane: cross_entropy(logits[lane][: len(examples)], _numbers([e.targets[0] for e in examples], logits[lane]))
             for lane, examples in shown.items()
         }
-    hidden = _backbone(adapter)(**inputs, use_cache=False).last_hidden_state.chunk(lanes)
-    losses = {}
-    for lane, examples in shown.items():
-        with adapter.lanes.only(lane):
-            losses[lane] = _next_token_loss(adapter, lane, hidden[lane], examples, recipe.loss_positions)
-    return losses
+    head = adapter.head
+    if head is None or not head.apart:
+        scores = adapter.model(**inputs, use_cache=False).logits.chunk(lanes)
+        return {lane: _next_token_loss(scores[lane], examples, _given) for lane, examples in shown.items()}
+    output = head.states(**inputs)
+    hidden = output.last_hidden_state.chunk(lanes)
+
+    def scored(lane: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        return partial(_summed_in_parts, partial(_scores, adapter, head, lane, output), recipe.loss_positions)
+
+    return {lane: _next_token_loss(hidden[lane], examples, scored(lane)) for lane, examples in shown.items()}
 
 
 def _next_token_loss(
-    adapter: Adapter, lane: int, hidden: torch.Tensor, examples: Sequence[Example], most: int
+    states: torch.Tensor, examples: Sequence[Example], summed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    """Only trained positions are scored, ``most`` at a time, so that memory does not grow with vocabulary x length."""
+    """Mean over the trained tokens; no other position is scored."""
     places = [
         (row, at - 1, target)
         for row, example in enumerate(examples)
         for at, target in enumerate(example.targets)
         if target != IGNORED
     ]
-    rows, positions, targets = (_numbers(column, hidden) for column in zip(*places, strict=True))
-    states = hidden[rows, positions]
+    rows, positions, targets = (_numbers(column, states) for column in zip(*places, strict=True))
+    return summed(states[rows, positions], targets) / len(places)
+
+
+def _given(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(scores.float(), targets, reduction="sum")
+
+
+def _summed_in_parts(
+    scores: Callable[[torch.Tensor], torch.Tensor], most: int, states: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """``most`` positions are scored at a time, so that memory does not grow with vocabulary x length."""
 
     def summed(some: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        with adapter.lanes.only(lane):  # it is run again backwards, outside of the caller's
-            return cross_entropy(_scores(adapter, some).float(), wanted, reduction="sum")
+        return _given(scores(some), wanted)
 
-    if len(places) <= most:
-        return summed(states, targets) / len(places)
+    if len(states) <= most:
+        return summed(states, targets)
     parts = [
         checkpoint(summed, some, wanted, use_reentrant=False)
         for some, wanted in zip(torch.split(states, most), torch.split(targets, most), strict=True)
     ]
-    return torch.stack(parts).sum() / len(places)
+    return torch.stack(parts).sum()
 
 
-def _scores(adapter: Adapter, states: torch.Tensor) -> torch.Tensor:
-    """(positions, vocabulary): the model's own head, with whatever it does to its scores."""
-    backbone = _backbone(adapter)
-    forward = backbone.forward
-    backbone.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=states.unsqueeze(0))
-    try:
-        scores: torch.Tensor = adapter.model.get_base_model()(inputs_embeds=states.unsqueeze(0)).logits[0]
-        return scores
-    finally:
-        backbone.forward = forward
-
-
-def _backbone(adapter: Adapter) -> Any:
-    """A causal model without its head."""
-    return adapter.model.get_base_model().base_model
+def _scores(adapter: Adapter, head: Head, lane: int, output: Any, states: torch.Tensor) -> torch.Tensor:
+    with adapter.lanes.only(lane):  # here, for it is run again on the way back
+        return head.scores(output, states)
 
 
 def _numbers(values: Sequence[int], beside: torch.Tensor) -> torch.Tensor:

@@ -130,7 +130,7 @@ def test_several_shards_generate_from_the_mean_of_their_distributions(tmp_path: 
 
 def test_a_process_that_predicted_first_can_train_and_delete_afterwards(tmp_path: Path, tiny_llama: Path) -> None:
     workspace = trained(tmp_path, "causal-lm", tiny_llama, max_new_tokens=2)
-    adapter._loaded.cache_clear()
+    adapter.release()
     with open_session(workspace) as session:
         generate(session, heads(session), [{"prompt": "x"}])
     delete_in(workspace, [flat(grid("causal-lm", 2))[0]["id"]])

@@ -112,7 +112,7 @@ def test_a_base_that_grows_its_rotary_frequencies_carries_nothing_into_the_next_
 
     before = trainer.train(lesson(short))[WEIGHTS_FILE]
     trainer.train(lesson(long))
-    grown = adapter._loaded(trainer.recipe, str(path), 1)
+    grown = adapter._loaded[trainer.recipe, str(path), 1]
     assert not grown.pristine(), "the base changed nothing; this test shows nothing"
     assert trainer.train(lesson(short))[WEIGHTS_FILE] == before
 
