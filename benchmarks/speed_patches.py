@@ -18,7 +18,7 @@ from sisa.layers import layers_of
 
 def peft_lora() -> AbstractContextManager[Any]:
     """PEFT's own modules compute the adapters."""
-    return mock.patch("sisa.adapter.lay", lambda *_: None)
+    return mock.patch("sisa.adapter.lay", return_value=None)
 
 
 def whole_logits() -> AbstractContextManager[Any]:
@@ -29,20 +29,20 @@ def whole_logits() -> AbstractContextManager[Any]:
 def foreach() -> AbstractContextManager[Any]:
     """AdamW in torch's default form for many tensors, instead of the fused one."""
     made = torch.optim.AdamW
-    return mock.patch("torch.optim.AdamW", lambda some, fused, **rest: made(some, foreach=True, **rest))
+    return mock.patch("torch.optim.AdamW", lambda some, **rest: made(some, **rest | {"fused": None, "foreach": True}))
 
 
 @contextmanager
 def compiled() -> Iterator[None]:
     """Each layer goes through torch.compile, for any shape."""
-    build = Adapter._build
+    make = Adapter.__init__
 
-    def built(adapter: Adapter, *arguments: Any) -> None:
-        build(adapter, *arguments)
+    def made(adapter: Adapter, *arguments: Any) -> None:
+        make(adapter, *arguments)
         for layer in layers_of(adapter.model.get_base_model())[1]:
             layer.forward = torch.compile(layer.forward, dynamic=True)
 
-    with mock.patch.object(Adapter, "_build", built):
+    with mock.patch.object(Adapter, "__init__", made):
         yield
 
 

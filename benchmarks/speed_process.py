@@ -58,10 +58,8 @@ class Process:
         """Tell it to train."""
         if self._process.stdin is None:
             raise RuntimeError("expected a process that listens")
-        try:
+        with contextlib.suppress(BrokenPipeError):  # its last answer says why
             self._process.stdin.write(json.dumps(command) + "\n")
-        except BrokenPipeError:
-            pass  # its last answer says why
 
     def answer(self) -> Answer:
         """What it says next.
@@ -117,7 +115,7 @@ def by_turns(sides: Mapping[str, Side], rounds: int) -> list[dict[str, dict[str,
 
 def middle(rounds: Sequence[Mapping[str, Any]], side: str, figure: str) -> float:
     """Median of a side's figure."""
-    return median(found[side][figure] for found in rounds)
+    return float(median(found[side][figure] for found in rounds))
 
 
 def peak(rounds: Sequence[Mapping[str, Any]], side: str) -> int:

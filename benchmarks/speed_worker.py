@@ -252,7 +252,7 @@ def main() -> None:
             print(json.dumps({"ready": True}), file=answers)
             for line in sys.stdin:
                 print(json.dumps(made.obey(json.loads(line)) | {"peak_bytes": peak_memory()}), file=answers)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is this side's result
+        except Exception as error:  # whatever it is, it is this side's result
             print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers)
             raise
 

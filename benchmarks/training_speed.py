@@ -34,6 +34,7 @@ from benchmarks import speed_bases
 from benchmarks.environment import environment
 from benchmarks.executor_throughput import ratio
 from benchmarks.speed_bases import SHARDS, Base, make_job
+from benchmarks.speed_levers import ABLATIONS, NEVER, UNCHANGED, Ablation, Variant
 from benchmarks.speed_process import Command, Process, SideError, by_turns, middle, peak, turn
 from shards.records import Record
 
@@ -60,44 +61,6 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """Ours with something changed.
-
-    Attributes:
-        values: keys of the recipe.
-        patches: names in ``speed_patches``.
-        shelf: none or cold.
-        processes: that share the shards.
-    """
-
-    values: dict[str, Any]
-    patches: tuple[str, ...] = ()
-    shelf: str = "cold"
-    processes: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Ablation:
-    """A lever: ours with it and without it.
-
-    Attributes:
-        lever: in words.
-        used: what a recipe does unless told otherwise.
-        base: its name.
-        one: with it.
-        other: without it.
-        epochs: passes.
-    """
-
-    lever: str
-    used: str
-    base: str
-    one: Variant
-    other: Variant
-    epochs: int = 1
-
-
-@dataclass(frozen=True, slots=True)
 class Sizes:
     """How much is measured: cells, records a shard of all else, lane widths, levers and rounds."""
 
@@ -108,40 +71,15 @@ class Sizes:
     rounds: int
 
 
-PLAIN = Variant({})
-_ALWAYS, _ASKED, _NEVER = "always", "if asked for", "never"
-ABLATIONS = (
-    Ablation("batches of like length, against pass order", "by default", "encoder", PLAIN, Variant({"batching": "order"})),
-    Ablation("batches of like length, against pass order", "by default", "llama", PLAIN, Variant({"batching": "order"})),
-    Ablation("our LoRA arithmetic, against PEFT's modules", _ALWAYS, "encoder", PLAIN, Variant({}, ("peft_lora",))),
-    Ablation("our LoRA arithmetic, against PEFT's modules", _ALWAYS, "llama", PLAIN, Variant({}, ("peft_lora",))),
-    Ablation(
-        "frozen layers' output kept for 3 epochs, against computed anew", "with layers: last-k", "encoder",
-        Variant({"layers": "last-2"}), Variant({"layers": "last-2"}, shelf="none"), 3,
-    ),
-    Ablation("only trained positions scored, against all (32,000 words)", _ALWAYS, "wide", PLAIN, Variant({}, ("whole_logits",))),
-    Ablation("32 positions scored at once, against all (32,000 words)", _ASKED, "wide", Variant({"loss_positions": 32}), PLAIN),
-    Ablation("gradient_checkpointing", _ASKED, "llama", Variant({"gradient_checkpointing": True}), PLAIN),
-    Ablation("sdpa, against eager attention", "by default", "encoder", PLAIN, Variant({"attention": "eager"})),
-    Ablation("sdpa, against eager attention", "by default", "llama", PLAIN, Variant({"attention": "eager"})),
-    Ablation("fused AdamW, against foreach", _ALWAYS, "encoder", PLAIN, Variant({}, ("foreach",))),
-    Ablation(
-        "two processes of one thread, against one of two", "by default", "encoder",
-        Variant({}, processes=2), Variant({"threads": 2}),
-    ),
-    Ablation("torch.compile of each layer", _NEVER, "encoder", Variant({}, ("compiled",)), PLAIN),
-)  # fmt: skip
-
 WHOLE = Sizes(
     (
-        Cell("encoder", "all", 1, 32, 1.5),
-        Cell("encoder", "last-2", 3, 32, 2.0),
-        Cell("encoder", "last-2", 10, 16, 2.5),
-        Cell("llama", "all", 1, 16, 1.5),
-        Cell("llama", "last-2", 3, 16, 2.0),
-        Cell("llama", "last-2", 10, 8, 2.5),
+        Cell("encoder", "all", 1, 16, 1.5),
+        Cell("encoder", "last-2", 3, 16, 2.0),
+        Cell("encoder", "last-2", 10, 8, 2.5),
+        Cell("llama", "all", 1, 8, 1.5),
+        Cell("llama", "last-2", 3, 8, 2.0),
     ),
-    16,
+    8,
     (1, 2, 4, 8),
     ABLATIONS,
     5,
@@ -150,7 +88,7 @@ QUICK = Sizes(
     (Cell("encoder", "last-2", 2, 2, 2.0),),
     2,
     (2,),
-    (Ablation("a lever that fails", _NEVER, "encoder", Variant({"target_modules": ["nothing"]}), PLAIN),),
+    (Ablation("a lever that fails", NEVER, "encoder", Variant({"target_modules": ["nothing"]}), UNCHANGED),),
     1,
 )
 # On a GPU: lanes of microbatch 4, one at a time, and Trainer.
