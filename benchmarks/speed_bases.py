@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.data import banking_records, labels_of, spread, synthetic_records, write_jsonl
 from benchmarks.settings import recipe_values
 from shards.records import Record, make_content, read_records
-from sisa.base_model import PACKAGED, locate, model_digests
+from sisa.base_model import PACKAGED, locate, model_digests, quiet_transformers
 from sisa.config import Recipe, make_settings
 
 SHARDS = 8
@@ -167,7 +167,7 @@ def _save_llama(size: Llama, conversations: Sequence[Sequence[str]], path: Path)
         num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
         max_position_embeddings=size.positions, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(0)
         LlamaForCausalLM(config).to(getattr(torch, size.dtype)).save_pretrained(path)
 
@@ -182,7 +182,7 @@ def _tiny_encoder(records: Sequence[Record], path: Path) -> Path:
         num_hidden_layers=TINY.layers, num_attention_heads=TINY.heads, max_position_embeddings=TINY.positions,
         pad_token_id=0,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(0)
         BertModel(config).save_pretrained(path)
     return path

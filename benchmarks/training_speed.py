@@ -62,7 +62,15 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is measured: cells, records a shard of all else, lane widths, levers and rounds."""
+    """How much is measured.
+
+    Attributes:
+        cells: comparisons with the yardsticks.
+        per_shard: records of each of the eight shards under lanes, half of those of each of two shards under levers.
+        lanes: widths.
+        ablations: levers.
+        rounds: of each.
+    """
 
     cells: tuple[Cell, ...]
     per_shard: int
@@ -71,6 +79,7 @@ class Sizes:
     rounds: int
 
 
+_TWO = (0, 1)  # shards that ablations train
 WHOLE = Sizes(
     (
         Cell("encoder", "all", 1, 16, 1.5),
@@ -93,7 +102,6 @@ QUICK = Sizes(
 )
 # On a GPU: lanes of microbatch 4, one at a time, and Trainer.
 GPU = Sizes((), 16, (1, 8), (), 5)
-GPU_WANTED = 3.0
 
 
 class Measuring:
@@ -235,10 +243,8 @@ class Measuring:
 
     def _sharing(self, stack: ExitStack, base: str, variant: Variant) -> list[tuple[Process, Sequence[int]]]:
         """Processes, and the shards that each of them trains."""
-        count = self._sizes.per_shard
-        shares: Sequence[Sequence[int]] = [range(SHARDS)]
-        if variant.processes == 2:
-            shares = between_two(self._shards(self._base(base), count))
+        count = 2 * self._sizes.per_shard
+        shares = [[shard] for shard in _TWO] if variant.processes == 2 else [_TWO]
         return [
             (stack.enter_context(self._process("ours", base, count, variant.values, variant.patches)), share)
             for share in shares
