@@ -92,12 +92,14 @@ def training_speed_levers(result: Mapping[str, Any]) -> str:
     for lever in result["ablations"]:
         named = [lever["lever"], BASES[lever["base"]], lever["used"]]
         if "problem" in lever:
-            lines.append([*named, f"not measured: {lever['problem']}", "", "no"])
+            lines.append([*named, f"not measured: {lever['problem']}", "", "", "no"])
             continue
         found, sizes = lever["with_over_without"], lever["peak_bytes"]
         memory = f"{mib(sizes['with'])} against {mib(sizes['without'])}"
-        lines.append([*named, _ratio(found), memory, _pays(found, sizes)])
-    return table(["lever", "base", "used", "records/s, with / without", "peak memory", "pays"], lines)
+        first = "{with:.1f} s against {without:.1f} s".format(**lever["first_seconds"])
+        lines.append([*named, _ratio(found), first, memory, _pays(found, sizes)])
+    head = ["lever", "base", "used", "records/s, with / without", "first run, not counted", "peak memory", "pays"]
+    return table(head, lines)
 
 
 def training_speed_shares(result: Mapping[str, Any]) -> str:

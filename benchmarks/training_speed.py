@@ -231,13 +231,14 @@ class Measuring:
                     ]
                     for name, variant in (("with", ablation.one), ("without", ablation.other))
                 }
-                by_turns(sides, 1)  # what is compiled is compiled here
+                (first,) = by_turns(sides, 1)  # what is compiled is compiled here
                 rounds = by_turns(sides, self._sizes.rounds)
         except SideError as error:
             return named | {"problem": str(error)}
         return named | {
             "with_over_without": ratio(rounds, "with", "without"),
-            "peak_bytes": {side: peak(rounds, side) for side in ("with", "without")},
+            "first_seconds": {side: first[side]["seconds"] for side in sides},
+            "peak_bytes": {side: peak(rounds, side) for side in sides},
             "rounds": rounds,
         }
 

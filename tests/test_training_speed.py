@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import speed_bases, speed_tables, training_speed
+from benchmarks.data import synthetic_records
 from benchmarks.plain_loop import Plain, adapted, tokenizer_of, tokens_and_labels
 from benchmarks.speed_bases import SHARDS, Base, Job, make_job
 from benchmarks.speed_levers import ABLATIONS
@@ -145,7 +146,7 @@ def test_lanes_train_as_many_passes_in_fewer_groups(bases: Mapping[str, Base], t
 
 
 def test_shards_are_shared_between_two_processes_the_longest_first() -> None:
-    records = speed_bases.synthetic_records(40)
+    records = synthetic_records(40)
     shards = [records[:10], records[10:12], records[12:20], records[20:23]]
     halves = training_speed.between_two(shards)
     assert halves == [[0, 1], [2, 3]]
@@ -216,8 +217,9 @@ def test_a_speed_that_is_missed_is_shown_as_missed() -> None:
 
 
 def test_a_lever_that_does_not_pay_or_does_not_work_stays_in_the_table() -> None:
-    named = {"lever": "a lever", "used": "never", "base": "encoder"}
+    named: dict[str, Any] = {"lever": "a lever", "used": "never", "base": "encoder"}
     sizes = {"with": 2**29, "without": 2**29}
+    named["first_seconds"] = {"with": 1.0, "without": 1.0}
 
     def shown(**figures: Any) -> str:
         return speed_tables.training_speed_levers({"ablations": [named | figures]}).splitlines()[-1]

@@ -229,15 +229,15 @@ def test_strict_determinism_and_the_named_workspace_are_on_in_a_step(
     import torch
 
     from sisa import course
+    from sisa.loss import lane_losses
 
     seen = []
-    losses = course.lane_losses
 
     def looking(*arguments: Any) -> Any:
         seen.append(
             (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
         )
-        return losses(*arguments)
+        return lane_losses(*arguments)
 
     monkeypatch.setattr(course, "lane_losses", looking)
     trainer = trainer_of(recipe_on_gpu(base, task), base)
