@@ -57,9 +57,9 @@ def training_speed_sides(result: Mapping[str, Any]) -> str:
         [
             _cell(cell),
             f"{cell['records']}",
-            *(f"{cell['records_per_second'][side]:.1f}" for side in sides),
+            *(f"{cell['records_per_second'][side]:.1f}" if side in cell["rounds"][0] else "" for side in sides),
             _ratio(cell["ours_over_plain"]),
-            _ratio(cell["ours_1_over_trainer_1"]),
+            _ratio(cell["ours_1_over_trainer_1"]) if "ours_1_over_trainer_1" in cell else "",
         ]
         for cell in result["cells"]
     ]
@@ -83,7 +83,15 @@ def training_speed_lanes(result: Mapping[str, Any]) -> str:
         for width in lanes["widths"]
     ]
     head = ["lanes", "records/s", "tokens/s", "training, against the first line", "one shard retrained alone"]
-    return table([*head, "its speed, against the first line", "peak memory"], lines)
+    shown = table([*head, "its speed, against the first line", "peak memory"], lines)
+    return f"{shown}\n\n{_advice(lanes['widths'])}"
+
+
+def _advice(widths: Sequence[Mapping[str, Any]]) -> str:
+    """Which width these figures speak for."""
+    best = max((width for width in widths if width["alone"]), key=lambda width: float(width["records_per_second"]))
+    cost = f"a lone retraining then has {best['alone']['median']:.2f} of the speed that it has with the fewest"
+    return f"By these figures training is fastest with `lanes: {best['side']}`; {cost}."
 
 
 def training_speed_levers(result: Mapping[str, Any]) -> str:

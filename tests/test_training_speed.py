@@ -237,6 +237,17 @@ def test_lanes_on_a_gpu_are_held_against_three_times_one() -> None:
         assert speed_tables.gpu_training_speed(result).count("**no**") == missed
 
 
+def test_the_width_that_is_advised_is_the_one_that_trains_fastest() -> None:
+    widths = [
+        {"side": side, "records_per_second": rate, "tokens_per_second": 10.0, "speed": ratio(rate), "peak_bytes": 1,
+         "alone_seconds": 1.0, "alone": ratio(alone)}
+        for side, rate, alone in (("1", 1.0, 1.0), ("4", 3.0, 0.5), ("8", 2.0, 0.25))
+    ]  # fmt: skip
+    trainer = {**widths[0], "side": "trainer", "records_per_second": 9.0, "alone": None}
+    shown = speed_tables.training_speed_lanes({"lanes": {"base": "llama", "widths": [*widths, trainer]}})
+    assert "`lanes: 4`; a lone retraining then has 0.50" in shown
+
+
 def test_a_yardstick_is_made_once_and_obeys_often(bases: Mapping[str, Base], tmp_path: Path) -> None:
     side = make("plain", make_job(bases["llama"], 1, tmp_path), tmp_path)
     assert isinstance(side, Yardstick)
