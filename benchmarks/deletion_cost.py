@@ -77,12 +77,12 @@ def throughput(records: Sequence[Record], sizes: Sizes) -> dict[str, Any]:
     """Our step and the plain loop by turns over the same batches, on one thread, in this process."""
     import torch
 
-    from benchmarks.plain_loop import PlainLoop
+    from benchmarks.plain_loop import Plain, PlainLoop
     from orchestration.executor import Lesson
     from sisa.base_model import locate
 
     lesson = spread(records, sizes.lesson)
-    trainer, plain = worker.make_trainer(labels_of(records)), PlainLoop(locate("minilm"), labels_of(records))
+    trainer, plain = worker.make_trainer(labels_of(records)), PlainLoop(Plain(locate("minilm"), labels_of(records)))
     torch.set_num_threads(settings.THREADS)
     sides: dict[str, Callable[[Sequence[Record]], object]] = {
         "ours": lambda some: trainer.train(Lesson((tuple(some),), None, bytes(32))),

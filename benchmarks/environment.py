@@ -11,8 +11,8 @@ from typing import Any
 from sisa.determinism import environment_facts
 
 
-def environment() -> dict[str, Any]:
-    """Processor, libraries, load and date."""
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Processor (and GPU), libraries, load and date."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
@@ -20,7 +20,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "load_average_at_start": load(),
-        **environment_facts("cpu"),
+        **environment_facts(device),
     }
 
 

@@ -22,6 +22,15 @@ from benchmarks.scheduling_tables import (
     scheduler_simulation_queues,
     scheduler_simulation_trainings,
 )
+from benchmarks.speed_tables import (
+    gpu_training_speed,
+    training_speed,
+    training_speed_environment,
+    training_speed_lanes,
+    training_speed_levers,
+    training_speed_shares,
+    training_speed_sides,
+)
 from benchmarks.startup_tables import startup
 
 ROOT = Path(__file__).parent.parent
@@ -335,11 +344,18 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "acceptance": acceptance,
     "coalescing": coalescing,
     "executor_throughput": executor_throughput,
+    "gpu_training_speed": gpu_training_speed,
     "scheduler_simulation": scheduler_simulation,
     "scheduler_simulation_trainings": scheduler_simulation_trainings,
     "scheduler_simulation_queues": scheduler_simulation_queues,
     "scheduler_simulation_environment": scheduler_simulation_environment,
     "startup": startup,
+    "training_speed": training_speed,
+    "training_speed_environment": training_speed_environment,
+    "training_speed_lanes": training_speed_lanes,
+    "training_speed_levers": training_speed_levers,
+    "training_speed_shares": training_speed_shares,
+    "training_speed_sides": training_speed_sides,
     "verify_cost": verify_cost,
     "verify_cost_certificates": verify_cost_certificates,
     "verify_cost_provenance": verify_cost_provenance,

@@ -105,10 +105,10 @@ def fresh(kinds: Sequence[str], records: Sequence[Record], scratch: Path) -> lis
 def _plain(records: Sequence[Record]) -> dict[str, Any]:
     import torch
 
-    from benchmarks.plain_loop import PlainLoop
+    from benchmarks.plain_loop import Plain, PlainLoop
 
     torch.set_num_threads(THREADS)
-    loop = PlainLoop(locate("minilm"), labels_of(records))
+    loop = PlainLoop(Plain(locate("minilm"), labels_of(records)))
     ready = time.process_time()
     loop.run(records)
     return {"peak_bytes": peak_memory(), "core_seconds_before_training": ready}
