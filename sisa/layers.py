@@ -33,7 +33,7 @@ class _ReachedError(Exception):
         self.hidden = hidden
 
 
-def layers_of(model: Any, remedy: str) -> tuple[str, Any]:
+def layers_of(model: Any, remedy: str = ADAPT_ALL) -> tuple[str, Any]:
     """Name and list of a transformer's layers.
 
     Raises:
@@ -58,7 +58,7 @@ def frozen_layers(recipe: Recipe, model: Any) -> int:
     """
     if recipe.layers == "all":
         return 0
-    top, count = int(recipe.layers.removeprefix("last-")), len(layers_of(model, ADAPT_ALL)[1])
+    top, count = int(recipe.layers.removeprefix("last-")), len(layers_of(model)[1])
     if top >= count:
         raise ConfigError(f"fewer layers to adapt than the {count} that the base model has", recipe.layers, ADAPT_ALL)
     return count - top
@@ -66,7 +66,7 @@ def frozen_layers(recipe: Recipe, model: Any) -> int:
 
 def targets(recipe: Recipe, model: Any) -> list[str]:
     """Full names of the linear layers that get an adapter, where only the last layers do."""
-    name, layers = layers_of(model, ADAPT_ALL)
+    name, layers = layers_of(model)
     wanted = recipe.target_modules
     found = [
         f"{name}.{number}.{inner}"
@@ -102,7 +102,7 @@ class Cut:
         self.size: int = model.config.get_text_config().hidden_size
         self._given: torch.Tensor | None = None
         self._seeking = False
-        _, layers = layers_of(model, ADAPT_ALL)
+        _, layers = layers_of(model)
         others = self._others(layers[0])
         for layer in layers[:below]:
             layer.forward = self._passing(layer.forward, others)
