@@ -97,11 +97,16 @@ class Recipe(_Section):
         description="type of the frozen base's weights; nf4: 4 bits, computed in bfloat16 (QLoRA; extra [quantised])",
     )
     attention: Literal["sdpa", "eager"] = Field(default="sdpa", description="attention implementation")
+    sdpa_backends: tuple[Literal["flash", "efficient", "math"], ...] = Field(
+        default=("flash", "efficient", "math"),
+        min_length=1,
+        description="kernels that attention sdpa may choose from; never cuDNN's, which has no deterministic backward",
+    )
     tf32: bool = Field(default=False, description="products of float32 in TF32 (cuda): faster, fewer digits")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="where steps are computed")
     threads: int = Field(default=1, ge=1, description="CPU threads of one step")
 
-    @field_validator("labels", "target_modules", mode="before")
+    @field_validator("labels", "target_modules", "sdpa_backends", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
         return tuple(map(str, value)) if isinstance(value, list) else value

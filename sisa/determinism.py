@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -73,6 +73,24 @@ def seed_number(seed: bytes, purpose: str) -> int:
     return int.from_bytes(derive(seed, purpose)[:8], "big") >> 1
 
 
+_KERNELS = {"flash": "flash_sdp", "efficient": "mem_efficient_sdp", "math": "math_sdp", "cudnn": "cudnn_sdp"}
+
+
+def _kernels() -> list[str]:
+    """The kernels that attention may be computed by now."""
+    import torch
+
+    return [name for name, switch in _KERNELS.items() if getattr(torch.backends.cuda, f"{switch}_enabled")()]
+
+
+def _choose(names: Collection[str]) -> None:
+    """Allow these kernels and no others; on a CPU there are flash and math."""
+    import torch
+
+    for name, switch in _KERNELS.items():
+        getattr(torch.backends.cuda, f"enable_{switch}")(name in names)
+
+
 @contextmanager
 def reproducible(recipe: Recipe) -> Iterator[None]:
     """Strict determinism and the recipe's threads inside; the caller's switches and RNG after.
@@ -87,6 +105,7 @@ def reproducible(recipe: Recipe) -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    kernels = _kernels()
     shortened = matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if recipe.device == "cuda" else []):
         torch.set_num_threads(recipe.threads)
@@ -95,10 +114,12 @@ def reproducible(recipe: Recipe) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         matmul.allow_tf32 = cudnn.allow_tf32 = recipe.tf32
         matmul.allow_bf16_reduced_precision_reduction = False
+        _choose(recipe.sdpa_backends)
         try:
             yield
         finally:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(strict, warn_only=warn_only)
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+            _choose(kernels)
             matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = shortened

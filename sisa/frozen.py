@@ -16,7 +16,7 @@ from sisa.layers import Cut
 # All of a recipe that reaches the frozen layers' output; the cut's height and the environment class come with it.
 _KEYS = (
     "bytes_version", "task", "base_model_digest", "tokenizer_digest", "max_length", "end_token", "dtype", "attention",
-    "device", "threads", "tf32",
+    "sdpa_backends", "device", "threads", "tf32",
 )  # fmt: skip
 
 

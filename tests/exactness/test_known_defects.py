@@ -166,6 +166,7 @@ OTHER: Mapping[str, Any] = {
     "layers": "last-2",
     "gradient_checkpointing": True,
     "tf32": True,
+    "sdpa_backends": ("math",),
 }
 
 

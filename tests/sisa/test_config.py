@@ -34,7 +34,7 @@ OTHER: dict[str, Any] = {
     "max_grad_norm": 0.5, "lora_rank": 5, "lora_alpha": 5.0, "lora_dropout": 0.5, "target_modules": ("query",),
     "end_token": "x", "dtype": "bfloat16", "attention": "eager", "device": "cuda", "threads": 5,
     "batching": "order", "layers": "last-2", "lanes": 4, "loss_positions": 5,
-    "gradient_checkpointing": True, "tf32": True,
+    "gradient_checkpointing": True, "tf32": True, "sdpa_backends": ("math",),
 }  # fmt: skip
 
 

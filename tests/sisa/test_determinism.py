@@ -60,6 +60,40 @@ def test_threads_are_the_recipes_inside_and_the_callers_after() -> None:
     assert torch.get_num_threads() == 2
 
 
+def switches() -> dict[str, bool]:
+    import torch
+
+    cuda: Any = torch.backends.cuda
+    cudnn = torch.backends.cudnn
+    return {
+        "matmul in TF32": bool(cuda.matmul.allow_tf32),
+        "convolutions in TF32": bool(cudnn.allow_tf32),
+        "short sums of bfloat16": bool(cuda.matmul.allow_bf16_reduced_precision_reduction),
+        "flash": bool(cuda.flash_sdp_enabled()),
+        "efficient": bool(cuda.mem_efficient_sdp_enabled()),
+        "math": bool(cuda.math_sdp_enabled()),
+        "cudnn": bool(cuda.cudnn_sdp_enabled()),
+    }
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("backends", [("math",), ("flash", "efficient", "math"), ("efficient",)])
+def test_precision_and_kernels_are_the_recipes_inside_and_the_callers_after(
+    tf32: bool, backends: tuple[str, ...]
+) -> None:
+    before = switches()
+    with reproducible(recipe(tf32=tf32, sdpa_backends=backends)):
+        inside = switches()
+    assert inside == {
+        "matmul in TF32": tf32,
+        "convolutions in TF32": tf32,
+        "short sums of bfloat16": False,
+        **{name: name in backends for name in ("flash", "efficient", "math")},
+        "cudnn": False,
+    }
+    assert switches() == before
+
+
 def test_the_callers_random_state_is_untouched_even_when_the_step_fails() -> None:
     import torch
 

@@ -171,6 +171,7 @@ def test_more_layers_than_may_be_adapted_are_refused(layers: str, deep: dict[str
     [
         {"max_length": 12}, {"dtype": "bfloat16"}, {"attention": "eager"}, {"threads": 2}, {"end_token": "x"},
         {"base_model_digest": "1" * 64}, {"tokenizer_digest": "1" * 64}, {"device": "cuda"}, {"tf32": True},
+        {"sdpa_backends": ("math",)},
     ],
     ids=lambda changed: next(iter(changed)),
 )  # fmt: skip
