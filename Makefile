@@ -31,7 +31,7 @@ format: $(VENV)/dev ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev ## measure; needs BANKING77=a directory with Banking77's train.csv
+bench: $(VENV)/dev ## measure; needs BANKING77=a directory with Banking77's train.csv, and DATA=that of both data sets
 	@test -n "$(BANKING77)" || { echo "expected BANKING77=DIR with Banking77's train.csv; found nothing; see docs/benchmarks.md"; exit 2; }
 	$(BIN)/python -m benchmarks.deletion_cost --data "$(BANKING77)" --out benchmarks/results/deletion_cost.json
 	$(BIN)/python -m benchmarks.verify_cost --data "$(BANKING77)" --torch --out benchmarks/results/verify_cost.json
@@ -39,6 +39,7 @@ bench: $(VENV)/dev ## measure; needs BANKING77=a directory with Banking77's trai
 	$(BIN)/python -m benchmarks.executor_throughput --data "$(BANKING77)"
 	$(BIN)/python -m benchmarks.scheduler_simulation
 	$(BIN)/python -m benchmarks.startup
+	@test -z "$(DATA)" || $(BIN)/python -m benchmarks.training_speed --data "$(DATA)"
 	$(MAKE) tables
 
 tables: $(VENV)/dev ## write the benchmark tables into README.md and docs/
