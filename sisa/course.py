@@ -48,7 +48,18 @@ class Turn:
 
 
 class Course:
-    """A lesson being learnt in one lane, from the filling of its slot to the trained tensors."""
+    """A lesson being learnt in one lane, from the filling of its slot to the trained tensors.
+
+    Args:
+        adapter: whose slot of the lane is filled.
+        lane: its number.
+        lesson: what is to be learnt.
+        recipe: how.
+        examples: record ID → its tokens.
+
+    Raises:
+        IntegrityError: if the lesson's parent is not this recipe's.
+    """
 
     def __init__(
         self,
