@@ -20,7 +20,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "frozen": {"layers": "last-1"},
     "lanes": {"lanes": 2, "shards": 3},
     "lanes over frozen layers": {"lanes": 3, "layers": "last-1"},
-    "computed twice": {"gradient_checkpointing": True},
+    "computed twice": {"gradient_checkpointing": True, "layers": "last-1"},
     "a few positions at once": {"loss_positions": 5},
 }
 ACTIVATIONS = "activations"
