@@ -42,7 +42,7 @@ def damage(root: Path, seed: int) -> None:
             path.write_bytes(draw.choice([one for one in files if one.exists()]).read_bytes())
 
 
-@examples(60)
+@examples(30)
 @given(
     recipe=recipes(),
     events=histories(kills() | st.none()),

@@ -72,7 +72,7 @@ def test_any_history_killed_anywhere_equals_a_fresh_run(recipe: Recipe, events: 
     play(recipe, events)
 
 
-@examples(60)
+@examples(30)
 @given(recipe=recipes(), events=histories(st.none()), lanes=st.integers(2, 3))
 def test_any_history_in_lanes_equals_fresh_runs_side_by_side_and_alone(
     recipe: Recipe, events: list[Event], lanes: int
@@ -80,7 +80,7 @@ def test_any_history_in_lanes_equals_fresh_runs_side_by_side_and_alone(
     play(recipe, events, lanes=lanes)
 
 
-@examples(60)
+@examples(30)
 @given(recipe=recipes(), events=histories(kills() | st.none()), lanes=st.integers(2, 3))
 def test_any_history_in_lanes_killed_anywhere_equals_fresh_runs_side_by_side_and_alone(
     recipe: Recipe, events: list[Event], lanes: int

@@ -35,7 +35,17 @@ def task(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("lever", LEVERS)
+@pytest.mark.parametrize(
+    ("task", "lever"),
+    [
+        *(("causal-lm", lever) for lever in LEVERS),
+        *(("classification", lever) for lever in ("frozen", "lanes")),
+        *(
+            pytest.param("classification", lever, marks=pytest.mark.slow)
+            for lever in ("in order", "lanes over frozen layers", "computed twice")
+        ),
+    ],
+)
 def test_under_every_lever_deletions_and_new_data_equal_a_fresh_run(trainery: Trainery, task: str, lever: str) -> None:
     trained = trainery(task, rehearsal=0.25, **LEVERS[lever])
     before = checkpoint_files(trained.path)
