@@ -23,7 +23,6 @@ def recipe_values(shards: int, slices: int, rehearsal: float) -> dict[str, Any]:
         "rehearsal": rehearsal,
         "epochs": 1,
         "batch_size": BATCH,
-        "batching": "order",  # the batches of the plain loop
         "max_length": MAX_LENGTH,
         "learning_rate": LEARNING_RATE,
         "max_grad_norm": MAX_GRAD_NORM,

@@ -84,13 +84,13 @@ class Sizes:
 _TWO = (0, 1)  # shards that ablations train
 WHOLE = Sizes(
     (
-        Cell("encoder", "all", 1, 48, 1.5),
-        Cell("encoder", "last-2", 3, 24, 2.0, one_core=False),
+        Cell("encoder", "all", 1, 48, 1.5, one_core=False),
+        Cell("encoder", "last-2", 3, 16, 2.0, one_core=False),
         Cell("encoder", "last-2", 10, 16, 2.5, one_core=False),
-        Cell("llama", "all", 1, 16, 1.5, one_core=False),
+        Cell("llama", "all", 1, 8, 1.5, one_core=False),
         Cell("llama", "last-2", 3, 8, 2.0, one_core=False),
     ),
-    16,
+    8,
     (1, 2, 4, 8),
     ABLATIONS,
     5,

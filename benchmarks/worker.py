@@ -38,6 +38,7 @@ def make_trainer(labels: Sequence[str]) -> LoraTrainer:
     path = locate("minilm")
     weights, tokenizer = model_digests(path)
     values = recipe_values(1, 1, 0.0) | {
+        "batching": "order",  # the batches of the plain loop
         "task": "classification",
         "base_model": "minilm",
         "base_model_digest": weights,
@@ -131,7 +132,9 @@ def _ray(data: Path, directory: Path) -> dict[str, Any]:
     from sisa.initialise import initialise
     from sisa.session import open_session
 
-    initialise(directory / "w", task="classification", data=[data], values=recipe_values(1, 1, 0.0))
+    initialise(
+        directory / "w", task="classification", data=[data], values=recipe_values(1, 1, 0.0) | {"batching": "order"}
+    )
     report = directory / "report.json"
     with open_session(directory / "w", executor="ray", workers=1) as session:
         ingest(session)
