@@ -97,7 +97,7 @@ def _advice(widths: Sequence[Mapping[str, Any]]) -> str:
 def training_speed_levers(result: Mapping[str, Any]) -> str:
     """Each lever, time and memory, those that do not pay as well."""
     lines = []
-    for lever in result["ablations"]:
+    for lever in result.get("ablations", ()):  # measured last, if there was time
         named = [lever["lever"], BASES[lever["base"]], lever["used"]]
         if "problem" in lever:
             lines.append([*named, f"not measured: {lever['problem']}", "", "", "no"])
@@ -107,7 +107,7 @@ def training_speed_levers(result: Mapping[str, Any]) -> str:
         first = "{with:.1f} s against {without:.1f} s".format(**lever["first_seconds"])
         lines.append([*named, _ratio(found), first, memory, _pays(found, sizes)])
     head = ["lever", "base", "used", "records/s, with / without", "first run, not counted", "peak memory", "pays"]
-    return table(head, lines)
+    return table(head, lines) if lines else "Not measured yet."
 
 
 def training_speed_shares(result: Mapping[str, Any]) -> str:
