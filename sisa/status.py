@@ -95,13 +95,16 @@ def _settled(workspace: Workspace, recipe: str) -> _Slices | None:
 
     No request is open. Then the records held are those of the slice commitments if there are as many: whatever
     changes the parts commits to what survives. And a checkpoint that found a slice as it is committed to now, after
-    such a parent, is the plan's. The vault, which is much slower to read, would say nothing else.
+    such a parent, is the plan's. The vault's bytes are compared with their digests, and not decoded, which is much
+    slower; a damaged vault is left to `_planned`, which says what is wrong with it.
     """
     committed = {place: made for place, made in sorted(workspace.book.slices().items()) if made.records}
     held: Counter[tuple[int, int]] = Counter()
     for part in workspace.book.parts():
         held[part.shard, part.slice] += part.records
     if held != {place: made.records for place, made in committed.items()}:
+        return None
+    if workspace.vault.damaged(workspace.book.parts()):
         return None
     links = {key: (made.link, made.root) for key, made in workspace.book.live().items()}
     trained = {(link.recipe, link.shard, link.slice, link.parent, root): key for key, (link, root) in links.items()}
