@@ -132,12 +132,13 @@ def _clean(head: Head, live: Mapping[str, Checkpoint], fallen: Set[str]) -> Head
 def _held(workspace: Workspace) -> dict[int, dict[int, int]]:
     """Shard → slice → how many records survive there, before anything is forgotten now."""
     parts = workspace.book.parts()
-    begun, waiting, present = workspace.book.begun(), set[bytes](), 0
+    begun, waiting, present = workspace.book.begun(), set[bytes](), set[bytes]()
     for request in workspace.book.open_requests():
-        waiting.update(map(bytes.fromhex, request.tags))
-        present += len(request.tags) if request.request_id not in begun else 0
+        tags = set(map(bytes.fromhex, request.tags))
+        waiting |= tags
+        present |= tags if request.request_id not in begun else set()
     places = workspace.whereabouts.find(waiting, parts) if waiting else {}
-    if places is None or len(places) < present:  # the index lacks what was not erased yet
+    if places is None or len(places) < len(present):  # the index lacks what was not erased yet
         places = {tag: part for tag, part in workspace.vault.tags(parts).items() if tag in waiting}
     doomed = Counter((part.shard, part.slice) for part in places.values())
     held: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))

@@ -112,6 +112,14 @@ def test_a_cluster_that_does_not_come_up_is_told_in_our_words(
     assert ray_constants.ENABLE_RAY_CLUSTER is True
 
 
+@pytest.mark.parametrize("defect", [KeyError("address"), AttributeError("no such method"), AssertionError("never")])
+def test_a_defect_is_not_called_a_cluster_that_does_not_come_up(stand: Stand, defect: Exception) -> None:
+    stand.error = defect
+    with pytest.raises(type(defect)), connected(None, 1, {}):
+        raise ArithmeticError("not reached")
+    assert ray_constants.ENABLE_RAY_CLUSTER is True
+
+
 def test_what_ray_says_of_its_nodes_does_not_go_to_stdout(stand: Stand, capsys: pytest.CaptureFixture[str]) -> None:
     before = ray_worker.print_to_stdstream
     with connected(None, 1, {}):
