@@ -57,6 +57,7 @@ TURN_FILE = "lock.write"
 INDEX_FILE = "index.sqlite"
 ACTIVATIONS = "activations"
 WEIGHTS_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 _OWN = (CONFIG_FILE, "keys", "vault", "store", "certificates", LOCK_FILE, TURN_FILE, INDEX_FILE, ACTIVATIONS)
 
 

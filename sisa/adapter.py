@@ -29,7 +29,6 @@ from sisa.lora import Lanes, adapted, headed
 
 _NAME = "default"  # of lane 0
 _HEADS = {"classifier", "score"}  # PEFT saves these by itself
-CONFIG_FILE = "adapter_config.json"
 _TASKS = {"classification": TaskType.SEQ_CLS, "causal-lm": TaskType.CAUSAL_LM}
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards.digest import file_digest, files_digest
 from shards.errors import ConfigError, MissingDependencyError, RecipeMismatchError
+from shards.workspace import ADAPTER_CONFIG_FILE
 from sisa.config import Recipe
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def locate(base_model: str) -> Path:
             "not both of them (pickled weights are never loaded)",
             "name a directory or hub ID with safetensors weights",
         )
-    if (path / "adapter_config.json").is_file():
+    if (path / ADAPTER_CONFIG_FILE).is_file():
         raise ConfigError(
             f"a plain model in {path}", "an adapter beside it, which would be loaded too", "merge it, or remove it"
         )

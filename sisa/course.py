@@ -18,8 +18,8 @@ from transformers import get_scheduler
 
 from orchestration.executor import Lesson
 from shards.errors import SisaError, StepFailedError
-from shards.workspace import WEIGHTS_FILE
-from sisa.adapter import CONFIG_FILE, Adapter
+from shards.workspace import ADAPTER_CONFIG_FILE, WEIGHTS_FILE
+from sisa.adapter import Adapter
 from sisa.batches import updates
 from sisa.config import Recipe
 from sisa.determinism import seed_number
@@ -141,7 +141,7 @@ class Course:
             return StepFailedError(
                 "finite weights", "a training that diverged", "make a workspace with a smaller learning_rate"
             )
-        return {WEIGHTS_FILE: self._adapter.dump(self.lane), CONFIG_FILE: self._adapter.config_json()}
+        return {WEIGHTS_FILE: self._adapter.dump(self.lane), ADAPTER_CONFIG_FILE: self._adapter.config_json()}
 
 
 def turns_of(lesson: Lesson, recipe: Recipe, examples: Mapping[str, Example]) -> list[Turn]:

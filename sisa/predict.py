@@ -10,9 +10,9 @@ from typing import Any
 from shards.digest import parse_json
 from shards.errors import InputError, IntegrityError, RecordError
 from shards.manifest import ModelManifest
-from shards.workspace import WEIGHTS_FILE, Workspace
 from sisa.anchoring import refuse_rollback
 from sisa.base_model import require_train_extra
+from sisa.served import ServedHead, served_heads
 from sisa.session import Session
 
 _INPUTS = {"classification": ("text",), "causal-lm": ("messages", "prompt", "text")}
@@ -84,7 +84,7 @@ class Predictor:
     def __init__(self, session: Session) -> None:
         require_train_extra()
         self._session = session
-        self._loaded: tuple[ModelManifest, list[bytes]] | None = None
+        self._loaded: tuple[ModelManifest, tuple[ServedHead, ...]] | None = None
 
     def refresh(self) -> ModelManifest:
         """Hold what is served now, and let go of anything else; ``answer`` does this by itself.
@@ -99,7 +99,7 @@ class Predictor:
             self._loaded = None
             refuse_rollback(self._session.workspace, self._session.options.anchor)
             try:
-                self._loaded = current, head_weights(self._session.workspace, current)
+                self._loaded = current, served_heads(self._session.workspace, current)
             except IntegrityError:
                 if self._current() == current:
                     raise
@@ -137,7 +137,7 @@ class Predictor:
     def _rows(self, inputs: Sequence[dict[str, Any]], generation: int) -> tuple[dict[str, Any], ...]:
         from sisa.aggregate import classify, generate
 
-        heads = self._loaded[1] if self._loaded is not None else []
+        heads = [head.weights for head in self._loaded[1]] if self._loaded is not None else []
         if self._session.recipe.task == "classification":
             means = classify(self._session, heads, inputs)
             answers: Iterable[dict[str, Any]] = (
@@ -149,21 +149,3 @@ class Predictor:
             {"id": fields.get("id"), **answer, "generation": generation}
             for fields, answer in zip(inputs, answers, strict=True)
         )
-
-
-def head_weights(workspace: Workspace, manifest: ModelManifest) -> list[bytes]:
-    """The tensors of a manifest's heads in shard order, each verified against its digest.
-
-    Raises:
-        IntegrityError: if a head is damaged, or no longer stored.
-    """
-    live = workspace.book.live()
-    weights = []
-    for head in manifest.heads:
-        if head.checkpoint not in live:
-            raise IntegrityError(
-                f"a live checkpoint {head.checkpoint}, which is served", "none", "run `sisa audit --all`"
-            )
-        # An object that has no such file has no weights, whatever else lies in it: loading nothing is refused.
-        weights.append(workspace.store.get(live[head.checkpoint].files).get(WEIGHTS_FILE, b""))
-    return weights

@@ -12,7 +12,8 @@ from shards.workspace import WEIGHTS_FILE
 from sisa import adapter
 from sisa.aggregate import classify, generate
 from sisa.base_model import load_tokenizer
-from sisa.predict import Predictor, head_weights
+from sisa.predict import Predictor
+from sisa.served import served_heads
 from sisa.session import Session, open_session
 from tests.models import LABELS, delete_in, differences, flat, fresh_run, grid, make_workspace, train_in, write_rows
 
@@ -37,7 +38,7 @@ def heads(session: Session) -> list[bytes]:
     """The tensors of the served heads."""
     manifest = session.workspace.book.manifest()
     assert manifest is not None
-    return head_weights(session.workspace, manifest)
+    return [head.weights for head in served_heads(session.workspace, manifest)]
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 
 from orchestration.executor import Lesson
 from shards.errors import ConfigError
-from shards.workspace import WEIGHTS_FILE
-from sisa.adapter import CONFIG_FILE, Adapter, check_recipe
+from shards.workspace import ADAPTER_CONFIG_FILE, WEIGHTS_FILE
+from sisa.adapter import Adapter, check_recipe
 from sisa.base_model import load_tokenizer
 from sisa.encoding import encode
 from sisa.frozen import frozen_kind
@@ -132,7 +132,7 @@ def test_only_the_last_layers_have_adapters_and_the_configuration_says_so(task: 
     names = {name for name in load(files[WEIGHTS_FILE]) if "lora_" in name}
     numbers = {part for name in names for part in name.split(".") if part.isdigit()}
     assert numbers == {"2", "3"}
-    targets = json.loads(files[CONFIG_FILE])["target_modules"]
+    targets = json.loads(files[ADAPTER_CONFIG_FILE])["target_modules"]
     assert {part for name in targets for part in name.split(".") if part.isdigit()} == {"2", "3"}
 
 

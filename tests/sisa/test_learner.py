@@ -11,8 +11,8 @@ import pytest
 
 from orchestration.executor import Lesson
 from shards.records import Record
-from shards.workspace import WEIGHTS_FILE
-from sisa.adapter import CONFIG_FILE, Adapter
+from shards.workspace import ADAPTER_CONFIG_FILE, WEIGHTS_FILE
+from sisa.adapter import Adapter
 from sisa.base_model import load_tokenizer
 from sisa.determinism import seed_number
 from sisa.encoding import encode, pad_batch
@@ -180,8 +180,8 @@ def test_training_learns_what_it_is_shown(task: str, base: str) -> None:
 def test_a_step_returns_a_peft_directory_with_the_same_configuration_every_time(task: str, base: str) -> None:
     trainer = LoraTrainer(recipe_for(base, task), base)
     first, second = trainer.train(lesson(task)), trainer.train(lesson(task, 3))
-    assert sorted(first) == [CONFIG_FILE, WEIGHTS_FILE]
-    assert first[CONFIG_FILE] == second[CONFIG_FILE]
+    assert sorted(first) == [ADAPTER_CONFIG_FILE, WEIGHTS_FILE]
+    assert first[ADAPTER_CONFIG_FILE] == second[ADAPTER_CONFIG_FILE]
 
 
 def test_padding_is_masked_and_on_the_right() -> None:
