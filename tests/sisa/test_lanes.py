@@ -71,10 +71,10 @@ def lessons(trainer: LoraTrainer, task: str) -> dict[int, Lesson]:
     ("task", "variant"),
     [
         *(("causal-lm", variant) for variant in VARIANTS),
-        *(("classification", variant) for variant in FIRST),
+        *(("classification", variant) for variant in sorted(FIRST)),
         *(
             pytest.param("classification", variant, marks=pytest.mark.slow)
-            for variant in VARIANTS.keys() - FIRST - {"chunked"}
+            for variant in sorted(VARIANTS.keys() - FIRST - {"chunked"})
         ),
     ],
 )
