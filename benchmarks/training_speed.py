@@ -85,8 +85,8 @@ _TWO = (0, 1)  # shards that ablations train
 WHOLE = Sizes(
     (
         Cell("encoder", "all", 1, 48, 1.5, one_core=False),
-        Cell("encoder", "last-2", 3, 16, 2.0, one_core=False),
-        Cell("encoder", "last-2", 10, 16, 2.5, one_core=False),
+        Cell("encoder", "last-2", 3, 48, 2.0, one_core=False),
+        Cell("encoder", "last-2", 10, 32, 2.5, one_core=False),
         Cell("llama", "all", 1, 8, 1.5, one_core=False),
         Cell("llama", "last-2", 3, 8, 2.0, one_core=False),
     ),

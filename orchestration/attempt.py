@@ -139,11 +139,15 @@ def work_together(orders: Sequence[StepOrder], trainer: SliceTrainer) -> list[Ou
 
 
 def _tried(do: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | SisaError:
-    """What ``do`` returns, or our error that it raises: one lane's is not to end the others."""
+    """What ``do`` returns, or our error that it raises: one lane's is not to end the others.
+
+    The error is bare: among its frames are its keeper's, so that nothing but a search for cycles would let go of
+    the records that they hold.
+    """
     try:
         return do(*args, **kwargs)
     except SisaError as error:
-        return error
+        return error.bare()
 
 
 def _results(orders: Sequence[StepOrder], trainer: SliceTrainer) -> dict[int, Checkpoint | SisaError]:
@@ -162,9 +166,11 @@ def _results(orders: Sequence[StepOrder], trainer: SliceTrainer) -> dict[int, Ch
                 steps[each.shard], lessons[each.shard] = begun
         taught = _taught(trainer, lessons)
         for each in orders:
-            if each.shard in taught:
-                step, files = steps[each.shard], taught[each.shard]
-                results[each.shard] = _tried(_left, workspace, each, step, files, environment, forgotten)
+            files = taught.get(each.shard)
+            if isinstance(files, SisaError):
+                results[each.shard] = files
+            elif files is not None:
+                results[each.shard] = _tried(_left, workspace, each, steps[each.shard], files, environment, forgotten)
     return results
 
 
@@ -200,13 +206,11 @@ def _left(
     workspace: Workspace,
     step_order: StepOrder,
     step: SliceStep,
-    files: Files | SisaError,
+    files: Files,
     environment: dict[str, str],
     forgotten: frozenset[bytes],
 ) -> Checkpoint:
     """The checkpoint of a step that was trained, left in the place of the attempt."""
-    if isinstance(files, SisaError):
-        raise files
     if workspace.book.tombstones() != forgotten:
         _planned(workspace, step_order)  # what saw a record that was deleted meanwhile is not even stored
     store = Store(step_order.staging)

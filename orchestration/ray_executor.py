@@ -52,15 +52,10 @@ class Worker:
         """Do one step of each lane; errors are outcomes, which Ray does not log: their words may quote a record."""
         started = time.monotonic()
         try:
-            outcomes = work_together(orders, self._trainer)
+            return work_together(orders, self._trainer)
         except Exception as error:  # noqa: BLE001 - the edge of the process
             seconds = (time.monotonic() - started) / len(orders)
             return [Outcome(each.shard, None, failure(error, each.shard), seconds) for each in orders]
-        # An error goes without its frames, which hold records for as long as it lives.
-        return [
-            outcome if outcome.error is None else replace(outcome, error=type(outcome.error)(*outcome.error.args))
-            for outcome in outcomes
-        ]
 
 
 @dataclass(frozen=True, slots=True)

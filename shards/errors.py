@@ -24,6 +24,8 @@ arguments, so that an error survives pickling (Ray sends it from worker to drive
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class SisaError(Exception):
     """Base of all our errors.
@@ -41,6 +43,10 @@ class SisaError(Exception):
         self.expected = expected
         self.found = found
         self.remedy = remedy
+
+    def bare(self) -> Self:
+        """The same without its frames, which hold records for as long as it lives."""
+        return type(self)(*self.args)
 
     def __str__(self) -> str:
         return f"expected {self.expected}\n   found {self.found}\n   to do {self.remedy}"

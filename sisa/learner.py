@@ -68,7 +68,7 @@ class LoraTrainer:
         """
         made = self.train_lanes({0: lesson})[0]
         if isinstance(made, SisaError):
-            raise made
+            raise made.bare()  # not held by the frame that it holds
         return made
 
     def train_lanes(self, lessons: Mapping[int, Lesson]) -> dict[int, Mapping[str, bytes] | SisaError]:
@@ -93,7 +93,7 @@ class LoraTrainer:
                     examples = self._examples(lesson, tokenizer)
                     courses.append(Course(adapter, lane, self._kept(lesson), self.recipe, examples))
                 except SisaError as error:  # that lane's alone
-                    results[lane] = error
+                    results[lane] = error.bare()
             while going := [course for course in courses if course.left]:
                 together(adapter, going, self.recipe, tokenizer.pad_token_id)
             return results | {course.lane: course.result() for course in courses}

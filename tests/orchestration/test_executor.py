@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from orchestration.attempt import adopt, discard, prepare
+from orchestration.attempt import adopt, discard, prepare, work_together
 from orchestration.executor import (
     ATTEMPT,
     ChainOrder,
@@ -264,6 +266,34 @@ def test_a_worker_whose_attempt_is_over_writes_nothing(session: Session) -> None
     with pytest.raises(StorageError, match="No such file"):
         work(ours, GivenUp())
     assert session.workspace.store.objects() == before
+
+
+@pytest.mark.parametrize("ends", ["in training", "in writing"])
+def test_an_attempt_that_failed_lets_go_of_what_it_saw_at_once(session: Session, ends: str) -> None:
+    """Not when Python next looks for cycles: an idle worker never does, and would go on holding records."""
+    ours, seen = first_order(session), []
+
+    class Files(dict[str, bytes]):
+        """Can be watched."""
+
+    @dataclass(frozen=True)
+    class Failing(ToyTrainer):
+        def train(self, lesson: Lesson) -> Mapping[str, bytes]:
+            files = Files(ToyTrainer.train(self, lesson))
+            seen.append(weakref.ref(files))
+            discard(ours)
+            if ends == "in training":
+                raise StepFailedError("a", "b", "c")
+            return files
+
+    prepare(ours)
+    gc.disable()
+    try:
+        (outcome,) = work_together([ours], Failing())
+        assert isinstance(outcome.error, StepFailedError | StorageError)
+        assert seen[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_worker_whose_attempt_ends_in_the_midst_of_writing_leaves_nothing(

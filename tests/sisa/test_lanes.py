@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from orchestration.executor import Lesson
 from shards.errors import ConfigError, SisaError, StepFailedError
@@ -16,6 +17,7 @@ from shards.workspace import WEIGHTS_FILE
 from sisa import course
 from sisa.base_model import locate
 from sisa.learner import LoraTrainer
+from sisa.lora import Lanes
 from sisa.loss import lane_losses
 from tests.models import recipe_for, record, save_tiny_llama
 
@@ -173,7 +175,7 @@ def test_layers_of_a_real_size_have_the_same_bits_in_any_company(variant: str) -
 
 
 def test_planted_pass_without_room_for_idle_lanes_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shapes of a pass must not depend on who is in it."""
+    """The shapes of a pass must not depend on who is in it: it is refused, and without that its bits would differ."""
     trainer = trainer_of(str(locate("minilm")), "classification")
     shown = lessons(trainer, "classification")
     sound = course._in_rows
@@ -181,7 +183,13 @@ def test_planted_pass_without_room_for_idle_lanes_is_caught(monkeypatch: pytest.
     def planted(of_lanes: Mapping[int, Any], lanes: int, rows: int, nothing: Any) -> Any:
         return sound(of_lanes, lanes, max(map(len, of_lanes.values())), nothing)
 
+    def unchecked(self: Lanes, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(len(self._present), -1, x.shape[-1])
+
     monkeypatch.setattr(course, "_in_rows", planted)
+    with pytest.raises(ConfigError, match="rows of 3 lanes"):
+        trainer.train_lanes(shown)
+    monkeypatch.setattr(Lanes, "blocks", unchecked)
     alone = weights(trainer.train_lanes({1: shown[1]})[1])
     assert weights(trainer.train_lanes(shown)[1]) != alone
 
