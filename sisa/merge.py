@@ -219,7 +219,7 @@ def _full(
     shards: _Shards,
     method: str,
     settings: dict[str, Any],
-    parameters: Mapping[str, Any],
+    parameters: dict[str, Any],
     seed: int,
 ) -> Merged:
     """By mergekit: full weights."""
@@ -247,7 +247,7 @@ def _full(
             if not parameters:
                 raise
             said = " ".join(str(error).split())
-            raise InputError(f"values that {method} takes", f"{dict(parameters)}: {said}", "choose others") from error
+            raise InputError(f"values that {method} takes", f"{parameters}: {said}", "choose others") from error
         if not merged.isfinite().all():
             raise InputError("finite weights", f"others in {key}", "use another method, such as cat")
         tensors[key] = merged

@@ -17,12 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from shards.errors import InputError, IntegrityError, MissingDependencyError
+from shards.errors import ConfigError, InputError, IntegrityError, MissingDependencyError
+from shards.manifest import ModelManifest
 from sisa.adapter import process_adapter, release
 from sisa.base_model import load_base, load_tokenizer
 from sisa.factors import Factors, cut, read_adapter, scaling, stacked
 from sisa.merge import METHODS, PARAMETERS, Merged, merge
 from sisa.methods import RANDOM, UNWEIGHTED
+from sisa.predict import Predictor
 from sisa.served import ServedHead, served_heads
 from sisa.session import Session, open_session
 from tests.flows.helpers import refused, sisa, unchanged
@@ -493,6 +495,17 @@ def test_heads_of_different_recipes_are_not_merged(bert: Trained) -> None:
         replace(bert, heads=(first, replace(second, weights=b""), third)).merge("cat")
 
 
+def test_what_is_no_number_is_not_handed_on(bert: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sisa.merge._mergekit", lambda _: lambda inputs, *_, **__: inputs[0] / 0)
+    with pytest.raises(InputError, match="finite weights"):
+        bert.merge("ties")
+
+
+def test_an_adapter_of_something_else_than_a_linear_layer_is_not_merged() -> None:
+    with pytest.raises(ConfigError, match="lora_embedding_A"):
+        read_adapter(save({"base_model.model.embed.lora_embedding_A": torch.zeros(2, 2)}))
+
+
 def test_without_mergekit_our_own_methods_work_and_the_others_say_what_to_install(
     bert: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -546,7 +559,18 @@ def test_all_methods_are_one_table_and_those_that_cannot_say_why(bert: Trained) 
     for method in UNWEIGHTED:
         assert f"{method}: needs a method that takes weights; found {method}, which takes none" in said.out
     refused(sisa("merge", "-w", path, "--method", "sce", "--weighting", "records"), "takes none")
-    refused(sisa("merge", "-w", path, "--method", "ties", "--rank", "3"), "--rank")
+    refused(sisa("merge", "-w", path, "--method", "ties", "--rank", "3"), "for svd alone")
+
+
+def test_heads_that_are_swapped_meanwhile_are_noticed(bert: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Predictor.refresh
+
+    def older(predictor: Predictor) -> ModelManifest:
+        manifest = before(predictor)
+        return replace(manifest, generation=manifest.generation - 1)
+
+    monkeypatch.setattr(Predictor, "refresh", older)
+    refused(sisa("merge", "-w", bert.session.workspace.path), "a swap meanwhile", code=3)
 
 
 def test_nothing_served_is_said(bases: dict[str, Path], tmp_path: Path) -> None:
