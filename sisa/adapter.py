@@ -56,6 +56,7 @@ def lora_config(recipe: Recipe, base_model: str, base: Any, missing: frozenset[s
         task_type=_TASKS[recipe.task],
         r=recipe.lora_rank,
         lora_alpha=recipe.lora_alpha,
+        use_rslora=recipe.rslora,
         lora_dropout=recipe.lora_dropout,
         target_modules=wanted,
         modules_to_save=whole,

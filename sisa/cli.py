@@ -19,7 +19,7 @@ import click
 
 from shards.errors import SisaError
 from sisa import __version__
-from sisa.commands import flows, people, proof, queue, trust
+from sisa.commands import flows, merging, people, proof, queue, trust
 from sisa.printing import as_ours, err, print_error
 
 _COMMANDS = [
@@ -34,6 +34,7 @@ _COMMANDS = [
     proof.audit,
     flows.status,
     flows.export,
+    merging.merge,
     trust.receipt,
     trust.key,
     trust.log,

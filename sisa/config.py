@@ -65,6 +65,7 @@ class Recipe(_Section):
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
     lora_rank: int = Field(default=8, ge=1, description="rank of the adapter's factors")
     lora_alpha: float = Field(default=16, gt=0, description="the update is scaled by alpha / rank")
+    rslora: bool = Field(default=False, description="scale it by alpha / square root of rank instead (rsLoRA)")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before the adapter's factors")
     target_modules: tuple[str, ...] = Field(
         default=("all-linear",), description="modules that get an adapter: name endings, or all-linear"

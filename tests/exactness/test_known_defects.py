@@ -161,6 +161,7 @@ OTHER: Mapping[str, Any] = {
     "attention": "eager",
     "device": "cuda",
     "rehearsal": 0.75,
+    "rslora": True,
     "lora_dropout": 0.5,
     "batching": "order",
     "layers": "last-2",

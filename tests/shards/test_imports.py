@@ -34,6 +34,7 @@ ONLY_IN = {
         "shards.whereabouts",
     },
     "peft": {"sisa.adapter"},
+    "mergekit": {"sisa.merge"},
     "hashlib": {"shards.digest"},
     "hmac": {"shards.digest"},
     "cryptography.hazmat.primitives.hashes": {"shards.digest"},

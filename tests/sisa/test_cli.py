@@ -136,6 +136,7 @@ def test_the_commands_of_the_design_are_there_with_their_options() -> None:
         "audit": {"--id", "--subject", "--shard", "--checkpoint", "--all", "--residue", "--records"},
         "status": set(),
         "export": {"--records"},
+        "merge": {"--method", "--weighting", "--rank", "--seed"},
         "demo": set(),
     }
     for name, options in wanted.items():

@@ -31,9 +31,9 @@ OTHER: dict[str, Any] = {
     "task": "causal-lm", "namespace": "other", "base_model_digest": "1" * 64, "tokenizer_digest": "1" * 64,
     "labels": ("b", "a"), "shards": 5, "slices": 5, "epochs": 5, "rehearsal": 0.75, "max_length": 5, "batch_size": 5,
     "accumulation": 5, "learning_rate": 0.5, "schedule": "cosine", "warmup_updates": 5, "weight_decay": 0.5,
-    "max_grad_norm": 0.5, "lora_rank": 5, "lora_alpha": 5.0, "lora_dropout": 0.5, "target_modules": ("query",),
-    "end_token": "x", "dtype": "bfloat16", "attention": "eager", "device": "cuda", "threads": 5,
-    "batching": "order", "layers": "last-2", "lanes": 4, "loss_positions": 5,
+    "max_grad_norm": 0.5, "lora_rank": 5, "lora_alpha": 5.0, "rslora": True, "lora_dropout": 0.5,
+    "target_modules": ("query",), "end_token": "x", "dtype": "bfloat16", "attention": "eager", "device": "cuda",
+    "threads": 5, "batching": "order", "layers": "last-2", "lanes": 4, "loss_positions": 5,
     "gradient_checkpointing": True, "tf32": True, "sdpa_backends": ("math",),
 }  # fmt: skip
 

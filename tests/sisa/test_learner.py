@@ -79,6 +79,7 @@ def test_the_same_lesson_gives_the_same_bits_and_each_of_its_parts_matters(task:
         {"weight_decay": 0.1},
         {"max_grad_norm": 0.01},
         {"lora_alpha": 4.0},
+        {"rslora": True},
         {"lora_dropout": 0.3},
         {"max_length": 5},
         {"dtype": "bfloat16"},
