@@ -1,0 +1,99 @@
+"""The tables of ``accuracy_by_shards.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.markdown import holds, table
+
+_POOLINGS = ("mean", "logit", "vote", "weighted")
+
+
+def accuracy_by_shards(result: dict[str, Any]) -> str:
+    """Each training of Banking77: what it cost, and how good its answers are."""
+    lines = []
+    for row in result["banking77"]:
+        found = _named(row)
+        alone = row["alone"]["accuracy"]
+        lines.append(
+            [
+                _training(row["training"]),
+                f"{row['passes']:,}",
+                f"{row['deletion_passes']:,.0f}",
+                f"{alone['mean']:.1%}" + (f" ({alone['lowest']:.1%} to {alone['highest']:.1%})" if _many(row) else ""),
+                *(f"{found[how]['accuracy']:.1%}" for how in _POOLINGS),
+                f"{found['mean']['log_loss']:.3f}",
+                f"{1000 * found['mean']['seconds'] / row['held_out']:.1f} s",
+            ]
+        )
+    head = [
+        "training",
+        "passes",
+        "one deletion, passes",
+        "a shard alone",
+        *_POOLINGS,
+        "log-loss of mean",
+        "1,000 answers",
+    ]
+    return table(head, lines)
+
+
+def accuracy_by_shards_wanted(result: dict[str, Any]) -> str:
+    """How far the best ensemble of eight shards is from one model over everything."""
+    one = max(_named(row)["mean"]["accuracy"] for row in result["banking77"] if row["training"]["shards"] == 1)
+    eight = [row for row in result["banking77"] if row["training"]["shards"] == 8]
+    best = max(eight, key=lambda row: float(_named(row)["mean"]["accuracy"]))
+    accuracy = _named(best)["mean"]["accuracy"]
+    line = [
+        "mean probability of 8 shards, against one unsharded model",
+        "at most 2 points less",
+        f"{100 * (one - accuracy):.1f} points less ({accuracy:.1%} against {one:.1%}; {_training(best['training'])})",
+        holds(one - accuracy <= 0.02),
+    ]
+    return table(["question", "wanted", "measured", "holds"], [line])
+
+
+def accuracy_by_shards_merges(result: dict[str, Any]) -> str:
+    """Accuracy of each merge, beside the ensemble and a shard alone, of the same adapters."""
+    return _merges(result["banking77"], "accuracy", "{:.1%}")
+
+
+def accuracy_by_shards_memorising(result: dict[str, Any]) -> str:
+    """How likely the true answers of invented authors are, which each shard learned a part of by heart."""
+    return _merges(result["tofu"], "answer_probability", "{:.3f}")
+
+
+def _merges(rows: list[dict[str, Any]], metric: str, form: str) -> str:
+    merged = [row for row in rows if any(found["kind"] == "merge" for found in row["results"])]
+    names = ["a shard alone (mean)", "ensemble (mean)"]
+    methods = list(dict.fromkeys(each["name"] for row in merged for each in row["results"] if each["kind"] == "merge"))
+    lines = [[name] for name in names + methods]
+    for row in merged:
+        found = _named(row)
+        cells = [row["alone"][metric]["mean"], found["mean"][metric]]
+        cells += [found[name][metric] if name in found else None for name in methods]
+        for line, value in zip(lines, cells, strict=True):
+            line.append("" if value is None else form.format(value))
+    return table(["answered by", *(_training(row["training"]) for row in merged)], lines)
+
+
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {found["name"]: found for found in row["results"]}
+
+
+def _many(row: Mapping[str, Any]) -> bool:
+    return bool(row["training"]["shards"] > 1)
+
+
+def _training(training: Mapping[str, Any]) -> str:
+    words = [
+        "unsharded" if training["shards"] == 1 else f"{training['shards']} shards",
+        f"{training['epochs']} epochs",
+    ]
+    if training["slices"] > 1:
+        words.append(f"{training['slices']} slices, rehearsal {training['rehearsal']:g}")
+    if training["trunk"]:
+        words.append("a fifth of the records in a trunk")
+    words += [f"{name} {value:g}" for name, value in training["values"].items() if name != "lora_alpha"]
+    return ", ".join(words)
