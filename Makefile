@@ -14,7 +14,7 @@ demo: $(VENV)/demo ## the whole story on invented customers, about two minutes a
 	$(BIN)/sisa demo
 
 test: $(VENV)/dev ## every test but the slow ones, under 20 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow and not faults" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow and not faults" -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/dev ## the slow tests
 	$(BIN)/python -m pytest -m slow

@@ -168,7 +168,7 @@ def _results(orders: Sequence[StepOrder], trainer: SliceTrainer) -> dict[int, Ch
         for each in orders:
             files = taught.get(each.shard)
             if isinstance(files, SisaError):
-                results[each.shard] = files
+                results[each.shard] = files.bare()
             elif files is not None:
                 results[each.shard] = _tried(_left, workspace, each, steps[each.shard], files, environment, forgotten)
     return results

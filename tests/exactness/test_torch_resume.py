@@ -68,7 +68,7 @@ def kill_after_next_checkpoint(arguments: list[str], workspace: Path) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["causal-lm", pytest.param("classification", marks=pytest.mark.slow)])
 def test_train_and_delete_killed_in_mid_slice_and_run_again_equal_an_unbroken_fresh_run(
     trainery: Trainery, task: str, tmp_path: Path
 ) -> None:
