@@ -31,7 +31,6 @@ from tests.models import (
     write_rows,
 )
 
-TASKS = ("classification", "causal-lm")
 LONG: dict[str, Any] = {"epochs": 25, "rehearsal": 0.25}  # a step lasts long enough to be hit in the middle
 DEADLINE = 240
 
