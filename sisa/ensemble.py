@@ -122,7 +122,9 @@ class EnsembleConfig(PretrainedConfig):  # type: ignore[misc]
     def base_config(self) -> Any:
         """The base model's configuration."""
         values = deepcopy(self.base)
-        return AutoConfig.for_model(values.pop("model_type"), **values)
+        config = AutoConfig.for_model(values.pop("model_type"), **values)
+        config._attn_implementation = self._attn_implementation or self.attention  # noqa: SLF001 - there is no other way
+        return config
 
     def get_text_config(self, *arguments: Any, **options: Any) -> Any:
         """The base's: what a cache, for instance, has to know."""
@@ -216,14 +218,13 @@ class _Ensemble(PreTrainedModel):  # type: ignore[misc]
     _auto: Any = None
 
     def __init__(self, config: EnsembleConfig, base: Any = None) -> None:
-        attention = config._attn_implementation or config.attention
+        config._attn_implementation = config._attn_implementation or config.attention  # noqa: SLF001 - the base's too
         super().__init__(config)
         if base is None:
-            chosen = {} if attention is None else {"attn_implementation": attention}
-            base = self._auto.from_config(config.base_config(), **chosen)
+            base = self._auto.from_config(config.base_config())
         else:
             for module in base.modules():  # they hold what they should; nothing draws them anew
-                module._is_hf_initialized = True
+                module._is_hf_initialized = True  # noqa: SLF001 - transformers' own mark
         self.base: Any = base
         self._taken = frozenset(signature(base.forward).parameters)
         self._rows = _Rows()

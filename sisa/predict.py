@@ -159,7 +159,7 @@ class Predictor:
             asked = [head for head in heads if head.head.shard in shards]
             answers = self._said(asked, [inputs[at] for at in places])
             for at, answer in zip(places, answers, strict=True):
-                routed = {"by": routes[at].by, "shards": shards, "answered": [head.head.shard for head in asked]}
+                routed = {"by": routes[at].by, "shards": list(shards), "answered": [head.head.shard for head in asked]}
                 rows[at] = {"id": inputs[at].get("id"), **answer, "routed": routed, "note": routes[at].note or None}
         return rows
 

@@ -65,7 +65,7 @@ def route(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dict[s
 
 def _value(fields: dict[str, Any], field: str, number: int) -> str | None:
     value = fields.get(field)
-    if value is None or isinstance(value, str) and value.strip():
+    if value is None or (isinstance(value, str) and value.strip()):
         return value
     raise RecordError(
         f"a text that is not empty as {field} of input {number}, for it says which shards are asked",
@@ -92,7 +92,5 @@ def _states(session: Session, heads: Iterable[ServedHead]) -> dict[int, str]:
             why = "its records are not learnt" if shard in last else "it has no records"
             states[shard] = f"shard {shard} serves nothing: {why}"
         elif served[shard] < last.get(shard, -1):
-            states[shard] = (
-                f"shard {shard} is behind its records: some were deleted or added since, and it has to learn"
-            )
+            states[shard] = f"shard {shard} is behind its records: some were deleted or added, and it is to learn again"
     return states
