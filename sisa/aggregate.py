@@ -313,7 +313,8 @@ def _fill(kept: _Kept, weights: Sequence[bytes], records: Sequence[int]) -> None
 
 def _tensors(weights: bytes) -> Tensors:
     try:
-        return load(weights)
+        tensors: Tensors = load(weights)
+        return tensors
     except SafetensorError as error:
         raise _others(f"no safetensors file: {error}") from error
 

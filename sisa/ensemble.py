@@ -66,7 +66,8 @@ def pool(logits: torch.Tensor, how: str, records: Sequence[int]) -> torch.Tensor
         weights = torch.tensor(list(records), dtype=torch.float64)
         if len(weights) != len(scores) or weights.min() < 0 or not weights.sum() > 0:
             raise ValueError(f"weights of {len(scores)} shards must be their numbers of records, not {list(records)}")
-        return torch.tensordot(weights / weights.sum(), probabilities, 1)
+        weighted: torch.Tensor = torch.tensordot(weights / weights.sum(), probabilities, 1)
+        return weighted
     raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {how!r}")
 
 
@@ -114,7 +115,7 @@ class EnsembleConfig(PretrainedConfig):  # type: ignore[misc]
     def over(cls, base: Any, **values: Any) -> EnsembleConfig:
         """A configuration for adapters over this model; labels and padding are the model's."""
         own = base.config
-        shared = {name: getattr(own, name, None) for name in ("pad_token_id", "id2label", "label2id")}
+        shared: dict[str, Any] = {n: getattr(own, n, None) for n in ("pad_token_id", "id2label", "label2id")}
         attention = getattr(own, "_attn_implementation", None)
         body = {name: value for name, value in own.to_dict().items() if name != "_name_or_path"}
         return cls(base=body, attention=attention, dtype=own.dtype, **shared, **values)
@@ -240,9 +241,9 @@ class _Ensemble(PreTrainedModel):  # type: ignore[misc]
         if not isinstance(layer, nn.Linear | Conv1D):
             raise SharedError(f"adapted modules must be linear layers, not {type(layer).__name__}")
         into, out = layer.weight.shape if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
-        made = {"dtype": torch.float32, "device": layer.weight.device}
-        layer.shard_down = nn.Parameter(torch.empty(self.config.shards, rank, into, **made))
-        layer.shard_up = nn.Parameter(torch.empty(self.config.shards, out, rank, **made))
+        shards, where = self.config.shards, layer.weight.device
+        layer.shard_down = nn.Parameter(torch.empty(shards, rank, into, dtype=torch.float32, device=where))
+        layer.shard_up = nn.Parameter(torch.empty(shards, out, rank, dtype=torch.float32, device=where))
         layer.register_forward_hook(_Adapted(self._rows, scale))
 
     def hold(self, adapters: Sequence[Mapping[str, torch.Tensor]], records: Sequence[int]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers.utils import ModelOutput
 
 from sisa.adapter import Adapter
 
@@ -36,7 +36,7 @@ class OneByOne(torch.nn.Module):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         return_dict: bool | None = None,  # noqa: ARG002 - as models have it
-    ) -> ModelOutput:
+    ) -> SimpleNamespace:
         """Scores of (heads x rows, width) tokens, each head's rows by that head."""
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         taken = {name: value for name, value in given.items() if value is not None and name in self._taken}
@@ -46,4 +46,4 @@ class OneByOne(torch.nn.Module):
             self._adapter.load(weights)
             rows = {name: value.chunk(len(self.heads))[number] for name, value in taken.items()}
             logits.append(self.model(**rows, **fixed).logits)
-        return ModelOutput(logits=torch.cat(logits))
+        return SimpleNamespace(logits=torch.cat(logits))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from shards.errors import RecordError
@@ -48,6 +49,7 @@ def route(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dict[s
     field = rule.field if isinstance(rule, FieldRule) else "subject"
     layout = ShardLayout.of_recipe(session.recipe.to_json(), session.workspace.keys.placement)
     states = _states(session, heads)
+    has_records = cache(lambda subject: bool(by_subject(session.workspace, subject)))
     routes: list[Route] = []
     for number, fields in enumerate(inputs, 1):
         value = _value(fields, field, number)
@@ -57,7 +59,7 @@ def route(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dict[s
             continue
         asked = tuple(rule.shards[value]) if isinstance(rule, FieldRule) else (layout.shard_of(value),)
         notes = [states[shard] for shard in asked if shard in states]
-        if rule == "subject" and not by_subject(session.workspace, value):
+        if rule == "subject" and not has_records(value):
             notes.append(f"no surviving record of this subject is in shard {asked[0]}")
         routes.append(Route(asked, field, "; ".join(notes)))
     return routes

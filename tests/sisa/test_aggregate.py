@@ -119,7 +119,13 @@ def test_tensors_that_are_not_this_recipes_are_refused(classifier: Path) -> None
         heads = heads_of(session)
         tensors = load(heads[0].weights)
         name = next(iter(tensors))
-        odd = [b"", b"x", save({}), save(tensors | {name: tensors[name].half()}), save(tensors | {"y": tensors[name]})]
+        odd = [
+            b"",
+            b"x",
+            save({}),
+            save(tensors | {name: tensors[name].half()}),
+            save(tensors | {"y": tensors[name].clone()}),
+        ]
         odd.append(save({each: tensor for each, tensor in tensors.items() if each != name}))
         for weights in odd:
             for first in (True, False):
@@ -295,10 +301,10 @@ def test_heads_over_a_base_of_any_kind_answer_as_they_do_alone(name: str, tmp_pa
             ours = shard_logits(session, heads, INPUTS)
             assert torch.allclose(ours, alone(session), rtol=0, atol=1e-5)
             return
-        ours = generate(session, heads, [{"prompt": text} for text in TEXTS])
+        answers = generate(session, heads, [{"prompt": text} for text in TEXTS])
         tokenizer: Any = load_tokenizer(session.recipe, str(base))
         models = by_peft(session)
-        for text, answer in zip(TEXTS, ours, strict=True):
+        for text, answer in zip(TEXTS, answers, strict=True):
             tokens = greedy_by_hand(models, list(tokenizer(text)["input_ids"]), tokenizer.eos_token_id, 5)
             assert answer == tokenizer.decode(tokens, skip_special_tokens=True)
         (scores,) = answer_scores(session, heads, [{"prompt": "my card", "completion": "was charged"}])
