@@ -9,7 +9,7 @@ inference mode could never be trained afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -252,7 +252,8 @@ def _lanes(recipe: Recipe, base: str, head: ServedHead) -> tuple[Any, _Forms]:
     model, _ = load_base(recipe, base)
     if routes(model.config):
         raise SharedError("a mixture of experts routes the rows of all shards together")
-    made = _MODELS[recipe.task](EnsembleConfig.over(model, **_layout(tensors, head.config)), model).eval()
+    names = {name for name, _ in model.named_modules()}
+    made = _MODELS[recipe.task](EnsembleConfig.over(model, **_layout(tensors, head.config, names)), model).eval()
     forms = _forms(made)
     _check(tensors, forms)
     made.hold([tensors, tensors], [1, 1])
@@ -282,7 +283,7 @@ def _check(tensors: Tensors, wanted: _Forms) -> None:
         raise _others(f"others, for instance {odd[0]}")
 
 
-def _layout(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Any]:
+def _layout(tensors: Tensors, config: Mapping[str, Any], modules: Set[str]) -> dict[str, Any]:
     """Which layers an adapter adapts, and which modules it has of its own."""
     named = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
     adapted, owners = {}, set()
@@ -295,8 +296,9 @@ def _layout(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Any]:
             owners.add(name.rpartition(".")[0])
         elif not name.endswith(".lora_B.weight"):
             raise SharedError(f"{name} adapts something else than a linear layer")
-    if not adapted:
-        raise _others("no adapter")
+    odd = sorted((adapted.keys() | owners) - (modules - {""}))
+    if odd or not adapted:
+        raise _others(f"tensors of {odd[0]!r}" if odd else "no adapter")
     copied = [name for name in sorted(owners) if not any(name.startswith(f"{other}.") for other in owners)]
     return {"adapted": dict(sorted(adapted.items())), "copied": copied}
 

@@ -173,7 +173,7 @@ class _Adapted:
         blocks = x.reshape(len(down), -1, x.shape[-1]).to(down.dtype)
         onto = out.reshape(len(down), -1, out.shape[-1])
         if out.dtype == up.dtype:
-            return torch.baddbmm(onto, torch.bmm(blocks, down.mT), up.mT, alpha=self._scale).view(out.shape)
+            return onto.baddbmm_(torch.bmm(blocks, down.mT), up.mT, alpha=self._scale).view(out.shape)
         update = torch.bmm(torch.bmm(blocks, down.mT), up.mT) * self._scale
         return (onto + update.to(out.dtype)).view(out.shape)
 
