@@ -305,7 +305,7 @@ def make_settings(values: Mapping[str, Any], where: str) -> Settings:
         return Settings.model_validate(sections)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, item['loc'][1:] or item['loc'] or ('together',)))}: {item['msg']}"
+            f"{'.'.join(map(str, item['loc'][1:] or item['loc'] or ('keys together',)))}: {item['msg']}"
             for item in error.errors()
         ]
         raise ConfigError(f"valid values in {where}", "; ".join(problems), "mend the keys named") from error
