@@ -26,6 +26,7 @@ from transformers import (
     GenerationMixin,
     PretrainedConfig,
     PreTrainedModel,
+    StaticCache,
 )
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import ModelOutput
@@ -86,6 +87,8 @@ class EnsembleConfig(PretrainedConfig):  # type: ignore[misc]
         pooling: how their answers are combined.
         adapted: name of a linear layer of the base → rank and scale of the adapters over it.
         copied: names of the base's modules of which every shard has one of its own.
+        below: name of the base's list of layers, and how many of them lie below all that shards have of their own:
+            these are run once for all shards. None runs all for every shard.
     """
 
     model_type = "sisa-ensemble"
@@ -100,6 +103,7 @@ class EnsembleConfig(PretrainedConfig):  # type: ignore[misc]
         pooling: str = "mean",
         adapted: Mapping[str, Sequence[float]] | None = None,
         copied: Sequence[str] = (),
+        below: Sequence[Any] | None = None,
         **others: Any,
     ) -> None:
         self.base = dict(base or {})
@@ -109,6 +113,7 @@ class EnsembleConfig(PretrainedConfig):  # type: ignore[misc]
         self.pooling = pooling
         self.adapted = {name: list(values) for name, values in (adapted or {}).items()}
         self.copied = list(copied)
+        self.below = None if below is None else list(below)
         super().__init__(**others)
 
     @classmethod
@@ -151,13 +156,40 @@ class EnsembleOutput(ModelOutput):  # type: ignore[misc]
 class _Rows:
     """How many rows a pass has, so that what is no row of a shard is not taken for one."""
 
-    def __init__(self) -> None:
-        self.shards = 1
+    def __init__(self, shards: int) -> None:
+        self.shards = shards
+        self.inputs = 0
         self.leading: tuple[int, ...] = ()
+
+    def begin(self, rows: int, width: int) -> None:
+        """A pass of so many inputs, each so many tokens."""
+        self.inputs = rows
+        self.leading = (self.shards * rows, self.shards * rows * width)
+
+    def repeated(self, value: Any) -> Any:
+        """Tensors with a row an input have one for every shard and input, shard after shard; all else is as it was."""
+        if isinstance(value, dict):
+            return {name: self.repeated(each) for name, each in value.items()}
+        if isinstance(value, tuple):
+            return tuple(self.repeated(each) for each in value)
+        if isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == self.inputs:
+            return value.repeat(self.shards, *[1] * (value.dim() - 1))
+        return value
 
     def check(self, x: torch.Tensor) -> None:
         if self.shards > 1 and x.shape[0] not in self.leading:
             raise SharedError(f"rows of {self.shards} shards are needed in every adapted layer, not {tuple(x.shape)}")
+
+
+class _Spread:
+    """Hook before each layer from the first adapted one on: what they are given is given for every shard."""
+
+    def __init__(self, rows: _Rows, config: EnsembleConfig) -> None:
+        self._rows = rows
+        self._config = config
+
+    def __call__(self, _: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return (self._rows.repeated(arguments), self._rows.repeated(options)) if self._config.below else None
 
 
 class _Adapted:
@@ -228,13 +260,16 @@ class _Ensemble(PreTrainedModel):  # type: ignore[misc]
                 module._is_hf_initialized = True  # noqa: SLF001 - transformers' own mark
         self.base: Any = base
         self._taken = frozenset(signature(base.forward).parameters)
-        self._rows = _Rows()
-        self._rows.shards = config.shards
+        self._rows = _Rows(config.shards)
         for name, (rank, scale) in config.adapted.items():
             self._adapt(base.get_submodule(name), int(rank), float(scale))
         for name in config.copied:
             owner, _, last = name.rpartition(".")
             setattr(base.get_submodule(owner), last, _Copies(base.get_submodule(name), self._rows))
+        if config.below:
+            name, count = config.below
+            for layer in base.get_submodule(name)[count:]:
+                layer.register_forward_pre_hook(_Spread(self._rows, config), with_kwargs=True)
         self.post_init()
 
     def _adapt(self, layer: Any, rank: int, scale: float) -> None:
@@ -259,7 +294,7 @@ class _Ensemble(PreTrainedModel):  # type: ignore[misc]
             layer = self.base.get_submodule(name)
             for factor, end in (("shard_down", _LORA_A), ("shard_up", _LORA_B)):
                 stacked = torch.stack([adapter[f"{_PREFIX}{name}{end}"] for adapter in adapters])
-                setattr(layer, factor, nn.Parameter(stacked.to(layer.weight.device)))
+                setattr(layer, factor, nn.Parameter(stacked.to(layer.weight.device), requires_grad=False))
         for name in self.config.copied:
             copies, start = self.base.get_submodule(name), f"{_PREFIX}{name}."
             copies.hold(len(adapters))
@@ -267,10 +302,9 @@ class _Ensemble(PreTrainedModel):  # type: ignore[misc]
                 own = {each.removeprefix(start): adapter[each] for each in adapter if each.startswith(start)}
                 for each, tensor in own.items():
                     copy.get_parameter(each).data = tensor.to(copy.get_parameter(each).device)
-        self.requires_grad_(requires_grad=False)
 
     def shards(self, **inputs: Any) -> Any:
-        """The base's output for every shard's rows: the inputs repeated, shard after shard.
+        """The base's output for every shard's rows, shard after shard.
 
         Args:
             **inputs: what the base takes, of (rows, width) tokens; and, of a causal LM, ``logits_to_keep``.
@@ -282,21 +316,12 @@ class _Ensemble(PreTrainedModel):  # type: ignore[misc]
         shown = given.get("inputs_embeds", given.get("input_ids"))
         if shown is None:
             raise ValueError("input_ids or inputs_embeds are needed")
-        rows, width = shown.shape[:2]
-        self._rows.leading = (self.config.shards * rows, self.config.shards * rows * width)
-        out = self.base(**{name: self._repeated(value, rows) for name, value in given.items()}, return_dict=True)
+        self._rows.begin(*shown.shape[:2])
+        out = self.base(**(given if self.config.below else self._rows.repeated(given)), return_dict=True)
         kept = inputs.get("logits_to_keep", 0)
         if "logits_to_keep" not in self._taken:
             out.logits = out.logits[:, slice(-kept, None) if isinstance(kept, int) else kept]
         return out
-
-    def _repeated(self, value: Any, rows: int) -> Any:
-        """A tensor of ``rows`` rows for every shard; anything else as it is."""
-        if isinstance(value, dict):
-            return {name: self._repeated(each, rows) for name, each in value.items()}
-        if isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == rows:
-            return value.repeat(self.config.shards, *[1] * (value.dim() - 1))
-        return value
 
     def _pooled(self, out: Any) -> EnsembleOutput:
         shards: torch.Tensor = out.logits.view(self.config.shards, -1, *out.logits.shape[1:])
@@ -339,7 +364,7 @@ class EnsembleForSequenceClassification(_Ensemble):
 class EnsembleForCausalLM(_Ensemble, GenerationMixin):  # type: ignore[misc]
     """The next token that many shards give together; ``generate`` works as with any model.
 
-    The cache holds rows x shards: whatever reorders it is given that many (``_reorder_cache``).
+    The cache holds rows x shards (but for layers ``below``): whatever reorders it goes through ``_reorder_cache``.
 
     Raises:
         ValueError: if its pooling is ``vote``: most tokens have none, and what follows them is no distribution.
@@ -382,11 +407,16 @@ class EnsembleForCausalLM(_Ensemble, GenerationMixin):  # type: ignore[misc]
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: Any, mode: Any, batch_size: int, *others: Any
-    ) -> Any:
+    ) -> None:
         rows = batch_size * self.config.shards
-        return super()._prepare_cache_for_generation(generation_config, model_kwargs, mode, rows, *others)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, mode, rows, *others)
+        if self.config.below and isinstance(model_kwargs.get("past_key_values"), StaticCache):
+            raise ValueError("a static cache has rows of all shards in every layer: set config.below to None first")
 
     def _reorder_cache(self, past_key_values: Any, beam_idx: torch.Tensor) -> Any:
         first = torch.arange(self.config.shards, device=beam_idx.device) * len(beam_idx)
-        past_key_values.reorder_cache((first.unsqueeze(1) + beam_idx).flatten())
+        every = (first.unsqueeze(1) + beam_idx).flatten()
+        below = self.config.below[1] if self.config.below else 0
+        for number, layer in enumerate(past_key_values.layers):
+            layer.reorder_cache(beam_idx if number < below else every)
         return past_key_values

@@ -231,6 +231,21 @@ def test_a_process_that_predicted_first_can_train_and_delete_afterwards(tmp_path
     assert answers[0] == answers[1]
 
 
+def test_layers_below_all_adapters_are_run_once_for_all_shards(tmp_path: Path, tiny_bert: Path) -> None:
+    import torch
+
+    workspace = trained(tmp_path, "classification", tiny_bert, shards=3, slices=1, layers="last-1")
+    seen: list[tuple[int, int]] = []
+    with open_session(workspace) as session:
+        heads = heads_of(session)
+        model = ensemble(session, heads)
+        for number, layer in enumerate(model.base.bert.encoder.layer):
+            layer.register_forward_hook(lambda *given, number=number: seen.append((number, len(given[2]))))
+        ours = shard_logits(session, heads, INPUTS[:4])
+        assert seen == [(0, 4), (1, 12)]
+        assert torch.allclose(ours, alone(session)[:, :4], rtol=0, atol=1e-5)
+
+
 def test_weights_files_are_named_as_peft_names_them(classifier: Path) -> None:
     with open_session(classifier) as session:
         for _, made in session.workspace.book.served():
@@ -255,6 +270,13 @@ BASES: dict[str, tuple[str, str, str, dict[str, Any], dict[str, Any], bool]] = {
     "roberta": ("classification", "RobertaConfig", "RobertaModel", HEADS, {"layers": "last-1"}, True),
     "llama classifier": (
         "classification", "LlamaConfig", "LlamaModel", {**HEADS, "num_key_value_heads": 2}, {}, True,
+    ),
+    "qwen3": (
+        "causal-lm", "Qwen3Config", "Qwen3ForCausalLM", {**HEADS, "num_key_value_heads": 2, "head_dim": 8},
+        {"layers": "last-1"}, True,
+    ),
+    "llama classifier, last layer": (
+        "classification", "LlamaConfig", "LlamaModel", {**HEADS, "num_key_value_heads": 2}, {"layers": "last-1"}, True,
     ),
     "deberta": (
         "classification", "DebertaV2Config", "DebertaV2Model",

@@ -36,6 +36,11 @@ def writer(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     return trained(tmp_path_factory.mktemp("writer"), "causal-lm", tiny_llama, shards=3, slices=1)
 
 
+@pytest.fixture(scope="module")
+def upper_writer(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    return trained(tmp_path_factory.mktemp("upper"), "causal-lm", tiny_llama, shards=3, slices=1, layers="last-1")
+
+
 @pytest.fixture(autouse=True)
 def without_gradients() -> Iterator[None]:
     import torch
@@ -216,18 +221,32 @@ def test_one_shards_beams_are_those_of_plain_peft(writer: Path) -> None:
         {"prefill_chunk_size": 3},
     ],
 )
-def test_what_is_generated_with_a_cache_is_what_is_generated_without(writer: Path, how: dict[str, Any]) -> None:
+@pytest.mark.parametrize("layers", ["all", "last-1"])
+def test_what_is_generated_with_a_cache_is_what_is_generated_without(
+    writer: Path, upper_writer: Path, how: dict[str, Any], layers: str
+) -> None:
     import torch
 
-    with open_session(writer) as session:
+    with open_session(writer if layers == "all" else upper_writer) as session:
         model = ensemble(session, heads_of(session))
         tokenizer: Any = load_tokenizer(session.recipe, session.options.base_model)
     rows, made = prompts(tokenizer), []
+    if layers == "last-1" and "cache_implementation" in how:
+        with pytest.raises(ValueError, match="rows of all shards in every layer"):
+            model.generate(**rows, max_new_tokens=6, **how)
+        return
     without = {name: value for name, value in how.items() if name not in ("cache_implementation", "prefill_chunk_size")}
     for options in (how, {**without, "use_cache": False}):
         torch.manual_seed(3)
         made.append(model.generate(**rows, max_new_tokens=6, **{"do_sample": False, **options}).tolist())
     assert made[0] == made[1]
+    assert model.config.below == (None if layers == "all" else ("model.layers", 1))
+    if layers == "last-1":
+        model.config.below = None
+        torch.manual_seed(3)
+        options = {**without, "use_cache": False}
+        assert model.generate(**rows, max_new_tokens=6, **{"do_sample": False, **options}).tolist() == made[0]
+        model.config.below = ("model.layers", 1)
 
 
 def test_beams_are_another_search_than_one_beam(writer: Path) -> None:
