@@ -241,7 +241,7 @@ def check_recipe(recipe: Recipe, base_model: str) -> None:
         base = skeleton(recipe, base_model)
         slotted = _with_slot(base, lora_config(recipe, base_model, base, frozenset()), recipe)
         lay(slotted, Lanes([_NAME] * recipe.lanes, recipe.lora_dropout))
-    if recipe.lanes > 1 and _routes(base.config):
+    if recipe.lanes > 1 and routes(base.config):
         raise ConfigError(
             "a dense base model under several lanes",
             "a mixture of experts, whose shapes depend on the rows of all lanes",
@@ -257,7 +257,7 @@ def check_recipe(recipe: Recipe, base_model: str) -> None:
         )
 
 
-def _routes(config: Any) -> bool:
+def routes(config: Any) -> bool:
     """Is it a mixture of experts?"""
     values = config.to_dict()
     nested = [value for value in values.values() if isinstance(value, dict)]

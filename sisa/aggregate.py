@@ -1,26 +1,199 @@
-"""Combine the predictions of the served constituent models.
+"""Answers of the served constituent models together: the heads over one base, in one pass.
 
-Classification: the mean of their probabilities (SISA found it better than a vote of labels).
-Causal LM: the mean of their next-token probabilities, token by token, decoded greedily.
+How they are combined is the option ``aggregation``; by default it is the mean of their probabilities (SISA found it
+better than a vote of labels). Of a causal model the next-token probabilities are combined, token by token.
 
-Gradients are off by ``no_grad``, not by inference mode: the process keeps the adapter slot, and
-tensors made in inference mode could never be trained afterwards.
+Gradients are off by ``no_grad``, not by inference mode: the process may keep an adapter slot, and tensors made in
+inference mode could never be trained afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from transformers import GenerationConfig
 
-from sisa.adapter import Adapter, process_adapter
-from sisa.base_model import load_tokenizer, pinned_path
+from shards.errors import ConfigError, IntegrityError
+from shards.records import Record, make_content
+from sisa.adapter import process_adapter, release, routes
+from sisa.base_model import load_base, load_tokenizer, pinned_path, quiet_transformers
+from sisa.config import Recipe
 from sisa.determinism import reproducible
-from sisa.encoding import encode_prompt, end_token_id, pad_batch
+from sisa.encoding import IGNORED, encode, encode_prompt, end_token_id, pad_batch
+from sisa.ensemble import (
+    EnsembleConfig,
+    EnsembleForCausalLM,
+    EnsembleForSequenceClassification,
+    SharedError,
+    pool,
+)
+from sisa.layers import frozen_layers, layers_of
+from sisa.one_by_one import OneByOne
+from sisa.served import ServedHead
 from sisa.session import Session
+
+_PREFIX, _LORA_A = "base_model.model.", ".lora_A.weight"
+_MODELS = {"classification": EnsembleForSequenceClassification, "causal-lm": EnsembleForCausalLM}
+_PROBES = ((1, 5), (2, 7))  # rows and width: what has a shape that fits both has rows
+
+Tensors = dict[str, torch.Tensor]
+_Forms = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The ensemble that this process keeps.
+
+    Attributes:
+        recipe, base: which base it is over.
+        model: it.
+        forms: shape and type of each tensor that a head must have; None where its slot looks at them itself.
+        heads: the tensors it holds, as they are stored.
+        buffers: the base's, as they were loaded: some bases change them in a pass, and no answer may depend on
+            what was asked before.
+    """
+
+    recipe: Recipe
+    base: str
+    model: Any
+    forms: _Forms | None
+    heads: tuple[bytes, ...]
+    buffers: Tensors
+
+    def fits(self, recipe: Recipe, base: str) -> bool:
+        now = dict(self.model.named_buffers())
+        same = all(torch.equal(now[name], before) for name, before in self.buffers.items())
+        return (self.recipe, self.base) == (recipe, base) and same
+
+
+_kept: list[_Kept] = []
+
+
+def ensemble(session: Session, heads: Sequence[ServedHead]) -> Any:
+    """The heads as lanes over one base: a transformers model that pools their answers, in evaluation mode.
+
+    The process keeps one. It holds ``heads`` until another is asked for with other heads, or pools them otherwise
+    once the options say so; to keep it for longer, save it.
+
+    Raises:
+        ConfigError: if these adapters cannot share a pass over this base.
+        IntegrityError: if a head's tensors are not what the recipe's adapters have.
+    """
+    with reproducible(session.recipe), torch.no_grad():
+        model = _held(session, heads)
+    if isinstance(model.base, OneByOne):
+        raise ConfigError(
+            "adapters of linear layers, over a base whose rows are computed apart",
+            "others, whose heads are answered with one after the other",
+            "use the adapters one by one, or merge them",
+        )
+    return model
+
+
+def shard_logits(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dict[str, Any]]) -> torch.Tensor:
+    """Every constituent's scores of every input: (shards, inputs, labels), float64 on the CPU."""
+    recipe = session.recipe
+    with _serving(session, heads) as served:
+        texts = [encode_prompt(fields, recipe, served.tokenizer) for fields in inputs]
+        found: list[Any] = [None] * len(texts)
+        for some in _alike(texts, recipe.batch_size):
+            rows = pad_batch([texts[at] for at in some], served.tokenizer.pad_token_id, recipe.device)
+            logits = served.model.shards(**rows).logits.double().cpu()
+            for at, scores in zip(some, logits.view(len(heads), len(some), -1).unbind(1), strict=True):
+                found[at] = scores
+        return torch.stack(found, 1)
+
+
+def classify(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Label → probability by ``heads`` together, for each input with a ``text``."""
+    logits = shard_logits(session, heads, inputs)
+    pooled = pool(logits, session.options.aggregation, [head.records for head in heads]).tolist()
+    return [dict(zip(session.recipe.labels, each, strict=True)) for each in pooled]
+
+
+def answer_scores(
+    session: Session, heads: Sequence[ServedHead], records: Sequence[Mapping[str, Any]]
+) -> list[torch.Tensor]:
+    """Log-probability of each token of an answer that training would learn, under each constituent alone.
+
+    Args:
+        session: of a causal LM.
+        heads: the constituents.
+        records: contents as records have them: ``prompt`` and ``completion``, ``messages``, or ``text``. What
+            exceeds ``max_length`` is cut, as in training.
+
+    Returns:
+        For each record (shards, tokens), float64 on the CPU; the end token is one of them.
+    """
+    recipe = session.recipe
+    with _serving(session, heads) as served:
+        most = max(1, recipe.loss_positions // len(heads))
+        return [_scores(served, _example(fields, recipe, served.tokenizer), most, recipe.device) for fields in records]
+
+
+def _example(fields: Mapping[str, Any], recipe: Recipe, tokenizer: Any) -> Any:
+    return encode(Record(id="answer", content=make_content(dict(fields))), recipe, tokenizer)
+
+
+def _scores(served: _Served, example: Any, most: int, device: str) -> torch.Tensor:
+    places = [at for at, target in enumerate(example.targets) if target != IGNORED]
+    shards = served.model.config.shards
+    tokens = torch.tensor([example.tokens], device=device)
+    parts = [torch.zeros(shards, 0, dtype=torch.float64)]
+    for start in range(0, len(places), most):  # few positions at once: each has the whole vocabulary's scores
+        some = torch.tensor(places[start : start + most], device=device)
+        seen = tokens[:, : places[min(start + most, len(places)) - 1]]  # a causal model reads no further
+        logits = served.model.shards(input_ids=seen, use_cache=False, logits_to_keep=some - 1).logits
+        chosen = logits.double().log_softmax(-1)[:, range(len(some)), tokens[0, some]]
+        parts.append(chosen.cpu())
+    return torch.cat(parts, 1)
+
+
+def generate(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dict[str, Any]]) -> list[str]:
+    """The answer of ``heads`` together to each input's ``prompt``, ``text`` or ``messages``.
+
+    Greedy, unless the options ask for beams or sampling; sampling begins at the options' seed in every call.
+    """
+    recipe, options = session.recipe, session.options
+    with _serving(session, heads) as served:
+        tokenizer = served.tokenizer
+        end = end_token_id(recipe, tokenizer)
+        sampling = {"do_sample": True, "temperature": options.temperature, "top_k": 0} if options.temperature else {}
+        how = GenerationConfig(
+            max_new_tokens=options.max_new_tokens,
+            num_beams=options.num_beams,
+            eos_token_id=end,
+            pad_token_id=tokenizer.pad_token_id,
+            use_cache=not isinstance(served.model.base, OneByOne),
+            **sampling,
+        )
+        torch.manual_seed(options.sampling_seed)
+        prompts = [encode_prompt(fields, recipe, tokenizer) for fields in inputs]
+        answers = [""] * len(prompts)
+        for some in _alike(prompts, recipe.batch_size):
+            rows = pad_batch([prompts[at] for at in some], tokenizer.pad_token_id, recipe.device, left=True)
+            with quiet_transformers():
+                made = served.model.generate(**rows, generation_config=how)
+            for at, tokens in zip(some, made[:, rows["input_ids"].shape[1] :].tolist(), strict=True):
+                answer = tokens[: tokens.index(end)] if end in tokens else tokens
+                answers[at] = str(tokenizer.decode(answer, skip_special_tokens=True))
+    return answers
+
+
+def _alike(texts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Positions of texts of like length, ``size`` at a time: little of a pass is padding."""
+    order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+# -- the model --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,65 +201,157 @@ class _Served:
     """What an answer is made with."""
 
     tokenizer: Any
-    adapter: Adapter
+    model: Any
 
 
 @contextmanager
-def _serving(session: Session) -> Iterator[_Served]:
-    """The adapter slot to put heads in, under the recipe's switches."""
+def _serving(session: Session, heads: Sequence[ServedHead]) -> Iterator[_Served]:
+    """The heads over their base, under the recipe's switches."""
+    with reproducible(session.recipe), torch.no_grad():
+        model = _held(session, heads)
+        yield _Served(load_tokenizer(session.recipe, _kept[0].base), model)
+
+
+def _held(session: Session, heads: Sequence[ServedHead]) -> Any:
+    """This process's ensemble, with these heads in it."""
     recipe = session.recipe
-    with reproducible(recipe), torch.no_grad():
-        base = str(pinned_path(recipe, session.options.base_model))
-        adapter = process_adapter(recipe, base)
-        adapter.model.eval()
-        yield _Served(load_tokenizer(recipe, base), adapter)
+    base = str(pinned_path(recipe, session.options.base_model))
+    weights = tuple(head.weights for head in heads)
+    records = [head.records for head in heads]
+    if not (_kept and _kept[0].fits(recipe, base)):
+        _kept.clear()  # before, for two may not fit
+        _kept.append(_made(recipe, base, heads[0]))
+    kept = _kept[0]
+    if kept.heads != weights:
+        kept.heads = ()
+        _fill(kept, weights, records)
+        kept.heads = weights
+    kept.model.config.records = records
+    kept.model.config.pooling = session.options.aggregation
+    return kept.model
 
 
-def classify(session: Session, heads: Sequence[bytes], inputs: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """Label → mean probability over ``heads`` (their tensors), for each input with a ``text``."""
-    recipe = session.recipe
-    with _serving(session) as served:
-        texts = [encode_prompt(fields, recipe, served.tokenizer) for fields in inputs]
-        total = torch.zeros(len(texts), len(recipe.labels), dtype=torch.float64)
-        for weights in heads:
-            served.adapter.load(weights)
-            for start in range(0, len(texts), recipe.batch_size):
-                chunk = texts[start : start + recipe.batch_size]
-                logits = served.adapter.model(**pad_batch(chunk, served.tokenizer.pad_token_id, recipe.device)).logits
-                total[start : start + recipe.batch_size] += logits.double().softmax(-1).cpu()
-        means = (total / len(heads)).tolist()
-    return [dict(zip(recipe.labels, mean, strict=True)) for mean in means]
+def _made(recipe: Recipe, base: str, head: ServedHead) -> _Kept:
+    """An ensemble that is still empty, for heads like this one; as lanes where that can be."""
+    release()
+    with quiet_transformers():
+        try:
+            model, forms = _lanes(recipe, base, head)
+        except SharedError:
+            slot = OneByOne(process_adapter(recipe, base))
+            model, forms = _MODELS[recipe.task](EnsembleConfig.over(slot), slot).eval(), None
+    if recipe.task == "causal-lm":
+        tokenizer: Any = load_tokenizer(recipe, base)
+        own = {"eos_token_id": end_token_id(recipe, tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        model.generation_config = GenerationConfig(**own)  # nothing of the base's: its answers are the recipe's
+    return _Kept(recipe, base, model, forms, (), {name: each.clone() for name, each in model.named_buffers()})
 
 
-def generate(session: Session, heads: Sequence[bytes], inputs: Sequence[dict[str, Any]]) -> list[str]:
-    """The greedy answer of ``heads`` (their tensors) together to each input's ``prompt``, ``text`` or ``messages``."""
-    recipe = session.recipe
-    answers = []
-    with _serving(session) as served:
-        end = end_token_id(recipe, served.tokenizer)
-        for fields in inputs:
-            prompt = encode_prompt(fields, recipe, served.tokenizer)
-            answer = _decode(served.adapter, heads, prompt, end, session.options.max_new_tokens)
-            answers.append(str(served.tokenizer.decode(answer, skip_special_tokens=True)))
-    return answers
+def _lanes(recipe: Recipe, base: str, head: ServedHead) -> tuple[Any, _Forms]:
+    """Raises SharedError where heads cannot be lanes."""
+    tensors = _tensors(head.weights)
+    model, _ = load_base(recipe, base)
+    if routes(model.config):
+        raise SharedError("a mixture of experts routes the rows of all shards together")
+    names = {name for name, _ in model.named_modules()}
+    frozen = frozen_layers(recipe, model)
+    below = (layers_of(model)[0], frozen) if frozen else None
+    made = _MODELS[recipe.task](
+        EnsembleConfig.over(model, **_layout(tensors, head.config, names), below=below), model
+    ).eval()
+    forms = _forms(made)
+    _check(tensors, forms)
+    made.hold([tensors, tensors], [1, 1])
+    plain = _probed(made, None)
+    if below is not None and not _same(made, below, plain):
+        made.config.below = None
+    return made, forms
 
 
-def _decode(adapter: Adapter, heads: Sequence[bytes], prompt: list[int], end: int, limit: int) -> list[int]:
-    """Greedy tokens from the mean distribution; each head reads with a cache of its own."""
-    caches: list[Any] = [None] * len(heads)
-    answer: list[int] = []
-    tokens = torch.tensor([prompt], device=adapter.model.device)
-    while len(answer) < limit:
-        total = torch.zeros((), dtype=torch.float64)
-        for number, weights in enumerate(heads):
-            if len(heads) > 1 or not answer:  # one head stays where it is
-                adapter.load(weights)
-            out = adapter.model(input_ids=tokens, past_key_values=caches[number], use_cache=True)
-            caches[number] = out.past_key_values
-            total = total + out.logits[0, -1].double().softmax(-1).cpu()
-        best = int(total.argmax())
-        if best == end:
-            break
-        answer.append(best)
-        tokens = torch.tensor([[best]], device=adapter.model.device)
-    return answer
+def _probed(model: Any, below: tuple[str, int] | None) -> list[torch.Tensor]:
+    """Every shard's scores of a few short texts, two of unlike length among them."""
+    model.config.below = below
+    scores = []
+    for rows, width in _PROBES:
+        ids = (torch.arange(rows * width, device=model.device) % 19).view(rows, width) + 1
+        mask = torch.ones_like(ids)
+        mask[0, width - 1] = 0
+        scores.append(model.shards(input_ids=ids, attention_mask=mask).logits)
+    return scores
+
+
+def _same(model: Any, below: tuple[str, int], plain: list[torch.Tensor]) -> bool:
+    """Does running the lower layers once give the same scores, but for rounding? Some bases pool by their inputs."""
+    try:
+        once = _probed(model, below)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return all(
+        one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=1e-2, atol=1e-2)
+        for one, other in zip(once, plain, strict=True)
+    )
+
+
+def _forms(model: Any) -> _Forms:
+    """What tensors an adapter of this ensemble has: for layers as the base has them, whatever heads hold."""
+    forms: _Forms = {}
+    for name in model.config.adapted:
+        layer = model.base.get_submodule(name)
+        for factor, end in ((layer.shard_down, "lora_A"), (layer.shard_up, "lora_B")):
+            forms[f"{_PREFIX}{name}.{end}.weight"] = (tuple(factor.shape[1:]), factor.dtype)
+    for name in model.config.copied:
+        copy = model.base.get_submodule(name).shard_copies[0]
+        forms |= {f"{_PREFIX}{name}.{each}": (tuple(own.shape), own.dtype) for each, own in copy.named_parameters()}
+    return forms
+
+
+def _check(tensors: Tensors, wanted: _Forms) -> None:
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    if found != wanted:
+        odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        raise _others(f"others, for instance {odd[0]}")
+
+
+def _layout(tensors: Tensors, config: Mapping[str, Any], modules: Set[str]) -> dict[str, Any]:
+    """Which layers an adapter adapts, and which modules it has of its own."""
+    named = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    adapted, owners, alpha = {}, set(), config.get("lora_alpha")
+    if alpha is None:
+        raise _others("no lora_alpha in its configuration")
+    for name, tensor in named.items():
+        if name.endswith(_LORA_A):
+            rank = len(tensor)
+            scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+            adapted[name.removesuffix(_LORA_A)] = (rank, scale)
+        elif "lora_" not in name:
+            owners.add(name.rpartition(".")[0])
+        elif not name.endswith(".lora_B.weight"):
+            raise SharedError(f"{name} adapts something else than a linear layer")
+    odd = sorted((adapted.keys() | owners) - (modules - {""}))
+    if odd or not adapted:
+        raise _others(f"tensors of {odd[0]!r}" if odd else "no adapter")
+    copied = [name for name in sorted(owners) if not any(name.startswith(f"{other}.") for other in owners)]
+    return {"adapted": dict(sorted(adapted.items())), "copied": copied}
+
+
+def _fill(kept: _Kept, weights: Sequence[bytes], records: Sequence[int]) -> None:
+    if kept.forms is None:
+        kept.model.base.heads = weights
+        kept.model.hold([{} for _ in weights], records)
+        return
+    adapters = [_tensors(each) for each in weights]
+    for tensors in adapters:
+        _check(tensors, kept.forms)
+    kept.model.hold(adapters, records)
+
+
+def _tensors(weights: bytes) -> Tensors:
+    try:
+        tensors: Tensors = load(weights)
+        return tensors
+    except SafetensorError as error:
+        raise _others(f"no safetensors file: {error}") from error
+
+
+def _others(found: str) -> IntegrityError:
+    return IntegrityError("the tensors of this recipe's adapter", found, "run `sisa audit --all`")

@@ -26,6 +26,7 @@ from shards.workspace import CONFIG_FILE
 BYTES_VERSION = 2
 
 Task = Literal["classification", "causal-lm"]
+Aggregation = Literal["mean", "logit", "vote", "weighted"]
 
 
 class _Section(BaseModel):
@@ -137,6 +138,21 @@ class Recipe(_Section):
         return digest("recipe", canonical_json(self.to_json())).hex()
 
 
+class FieldRule(_Section):
+    """A routing rule: inputs whose field has a value are answered by that value's shards."""
+
+    field: str = Field(min_length=1, description="name of a field of the inputs")
+    shards: dict[str, list[int]] = Field(min_length=1, description="value → numbers of shards")
+
+    @field_validator("shards")
+    @classmethod
+    def _numbers(cls, value: dict[str, list[int]]) -> dict[str, list[int]]:
+        odd = [text for text, numbers in value.items() if not numbers or len(set(numbers)) != len(numbers)]
+        if odd:
+            raise ValueError(f"{odd[0]!r} needs numbers of shards, each once")
+        return value
+
+
 class RunOptions(_Section):
     """What cannot change a byte of any adapter."""
 
@@ -199,6 +215,21 @@ class RunOptions(_Section):
         "30 days; further ones wait for their deadline; null: no limit",
     )
     max_new_tokens: int = Field(default=64, ge=1, description="longest answer that predict generates")
+    aggregation: Aggregation = Field(
+        default="mean",
+        description="how the shards' answers are combined: the mean of their probabilities; logit: of their scores; "
+        "vote: the share of shards for a label (classification); weighted: the mean, by records behind each shard",
+    )
+    routing: Literal["subject"] | FieldRule | None = Field(
+        default=None,
+        description="which shards answer: null: all; subject: where the input's subject lives; or a rule "
+        "{field: NAME, shards: {VALUE: [numbers]}}; see docs/answers.md",
+    )
+    num_beams: int = Field(default=1, ge=1, description="beams of an answer's search (causal-lm); 1 is greedy")
+    temperature: float = Field(
+        default=0.0, ge=0, description="answers are drawn at this temperature (causal-lm); 0: the likeliest are given"
+    )
+    sampling_seed: int = Field(default=0, ge=0, lt=2**63, description="where drawing begins in every call")
 
     @field_validator("backup_days")
     @classmethod
@@ -225,6 +256,17 @@ class Settings(_Section):
 
     recipe: Recipe
     options: RunOptions
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        recipe, options = self.recipe, self.options
+        if options.aggregation == "vote" and recipe.task == "causal-lm":
+            raise ValueError("aggregation: votes give no distribution over next tokens; take mean, logit or weighted")
+        if isinstance(options.routing, FieldRule):
+            unknown = {shard for named in options.routing.shards.values() for shard in named} - {*range(recipe.shards)}
+            if unknown:
+                raise ValueError(f"routing: no shard {min(unknown)}; they are numbered 0 to {recipe.shards - 1}")
+        return self
 
 
 def known_keys() -> frozenset[str]:
@@ -264,7 +306,8 @@ def make_settings(values: Mapping[str, Any], where: str) -> Settings:
         return Settings.model_validate(sections)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, item['loc'][1:])) or item['loc'][0]}: {item['msg']}" for item in error.errors()
+            f"{'.'.join(map(str, item['loc'][1:] or item['loc'] or ('keys together',)))}: {item['msg']}"
+            for item in error.errors()
         ]
         raise ConfigError(f"valid values in {where}", "; ".join(problems), "mend the keys named") from error
 

@@ -83,17 +83,21 @@ def encode_prompt(fields: dict[str, Any], recipe: Recipe, tokenizer: PreTrainedT
     return _ids(tokenizer, fields.get("prompt", fields.get("text", "")), special=True)
 
 
-def pad_batch(texts: Sequence[Sequence[int]], pad: int, device: str, width: int | None = None) -> dict[str, Any]:
-    """``input_ids`` and ``attention_mask`` (int64, texts x ``width``, or the longest), padded on the right.
+def pad_batch(
+    texts: Sequence[Sequence[int]], pad: int, device: str, width: int | None = None, *, left: bool = False
+) -> dict[str, Any]:
+    """``input_ids`` and ``attention_mask`` (int64, texts x ``width``, or the longest), padded on the right or left.
 
     An empty text is all padding, of which one token is seen: attention over nothing is no number.
     """
     import torch
 
-    width = max(map(len, texts)) if width is None else width
+    width = max(1, *map(len, texts)) if width is None else width
     ids = [[*tokens, *[pad] * (width - len(tokens))] for tokens in texts]
     seen = [max(len(tokens), 1) for tokens in texts]
     mask = [[1] * count + [0] * (width - count) for count in seen]
+    if left:
+        ids, mask = ([row[count:] + row[:count] for row, count in zip(rows, seen, strict=True)] for rows in (ids, mask))
     return {
         "input_ids": torch.tensor(ids, device=device),
         "attention_mask": torch.tensor(mask, device=device),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from shards.digest import parse_json
 from shards.errors import InputError, IntegrityError, RecordError
 from shards.manifest import ModelManifest
 from sisa.anchoring import refuse_rollback
 from sisa.base_model import require_train_extra
+from sisa.routing import route
 from sisa.served import ServedHead, served_heads
 from sisa.session import Session
 
+_Made = TypeVar("_Made")
 _INPUTS = {"classification": ("text",), "causal-lm": ("messages", "prompt", "text")}
 
 
@@ -66,7 +68,9 @@ class Answer:
 
     Attributes:
         manifest: what was served from the first to the last of them.
-        rows: ``{id, label, probabilities, generation}`` or ``{id, text, generation}`` for each input.
+        rows: ``{id, label, probabilities, generation}`` or ``{id, text, generation}`` for each input. Where inputs are
+            routed, ``routed`` says to which shards and which of them answered, and ``note`` what is amiss with
+            them; without any that serves, label and probabilities, or text, are None.
     """
 
     manifest: ModelManifest
@@ -110,14 +114,24 @@ class Predictor:
         """Answer every input, all of one generation.
 
         Raises:
+            InputError: if nothing is served, or a routing rule cannot be applied to an input.
+            IntegrityError: as :meth:`refresh` says.
+        """
+        manifest, rows = self.during(lambda heads: self._rows(heads, inputs))
+        return Answer(manifest, tuple({**row, "generation": manifest.generation} for row in rows))
+
+    def during(self, work: Callable[[tuple[ServedHead, ...]], _Made]) -> tuple[ModelManifest, _Made]:
+        """What ``work`` makes of the served heads, and their manifest; done again if others are served meanwhile.
+
+        Raises:
             InputError: if nothing is served.
             IntegrityError: as :meth:`refresh` says.
         """
         while True:
             manifest = self.refresh()
-            rows = self._rows(inputs, manifest.generation)
+            made = work(() if self._loaded is None else self._loaded[1])
             if self._current() == manifest:
-                return Answer(manifest, rows)
+                return manifest, made
 
     def _current(self) -> ModelManifest:
         workspace = self._session.workspace
@@ -134,18 +148,32 @@ class Predictor:
             raise InputError("a trained shard", "none is served", "run `sisa train` first")
         return manifest
 
-    def _rows(self, inputs: Sequence[dict[str, Any]], generation: int) -> tuple[dict[str, Any], ...]:
+    def _rows(self, heads: Sequence[ServedHead], inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self._session.options.routing is None:
+            answers = self._said(heads, inputs)
+            return [{"id": fields.get("id"), **answer} for fields, answer in zip(inputs, answers, strict=True)]
+        routes = route(self._session, heads, inputs)
+        rows: list[dict[str, Any]] = [{}] * len(inputs)
+        for shards in sorted({each.shards for each in routes}):
+            places = [at for at, each in enumerate(routes) if each.shards == shards]
+            asked = [head for head in heads if head.head.shard in shards]
+            answers = self._said(asked, [inputs[at] for at in places])
+            for at, answer in zip(places, answers, strict=True):
+                routed = {"by": routes[at].by, "shards": list(shards), "answered": [head.head.shard for head in asked]}
+                rows[at] = {"id": inputs[at].get("id"), **answer, "routed": routed, "note": routes[at].note or None}
+        return rows
+
+    def _said(self, heads: Sequence[ServedHead], inputs: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        """What these heads together answer; nothing if there are none."""
         from sisa.aggregate import classify, generate
 
-        heads = [head.weights for head in self._loaded[1]] if self._loaded is not None else []
+        options = self._session.options
         if self._session.recipe.task == "classification":
+            if not heads:
+                return [{"label": None, "probabilities": None}] * len(inputs)
             means = classify(self._session, heads, inputs)
-            answers: Iterable[dict[str, Any]] = (
-                {"label": max(mean, key=lambda label: mean[label]), "probabilities": mean} for mean in means
-            )
-        else:
-            answers = ({"text": text} for text in generate(self._session, heads, inputs))
-        return tuple(
-            {"id": fields.get("id"), **answer, "generation": generation}
-            for fields, answer in zip(inputs, answers, strict=True)
-        )
+            return [{"label": max(mean, key=lambda label: mean[label]), "probabilities": mean} for mean in means]
+        drawn = {"temperature": options.temperature, "seed": options.sampling_seed}
+        recorded = {"sampling": drawn} if options.temperature else {}
+        texts = generate(self._session, heads, inputs) if heads else [None] * len(inputs)
+        return [{"text": text, **recorded} for text in texts]

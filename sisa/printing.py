@@ -190,6 +190,34 @@ def print_status(document: dict[str, Any]) -> None:
     out.print(f"log of {counted(document['log']['facts'], 'fact')}, {anchored}")
 
 
+def print_explained(document: dict[str, Any]) -> None:
+    """What each shard says to a text, and what would be said without it."""
+    labels = "probabilities" in document
+    answer = f"{_shown(document['label'])} ({_share(document)})" if labels else _shown(document["text"])
+    served = counted(len(document["shards"]), "shard")
+    out.print(f"Answer of {served}, by {document['aggregation']}: [bold]{answer}[/]")
+    table = Table("shard", "records", "says", "share" if labels else "log-probability", "without it", box=None)
+    for shard in document["shards"]:
+        without = shard["without"]
+        if labels:
+            said, score = shard["label"], f"{shard['probability']:.1%}"
+            rest = "" if without is None else f"{_shown(without['label'])} ({_share(without)})"
+            changes = without is not None and without["label"] != document["label"]
+        else:
+            score = "" if shard["log_probability"] is None else f"{shard['log_probability']:.3f}"
+            said, rest = shard["text"], "" if without is None else _shown(without["text"])
+            changes = without is not None and without["text"] != document["text"]
+        rest = f"[yellow]{rest}[/]" if changes else rest or "nothing"
+        table.add_row(str(shard["shard"]), str(shard["records"]), _shown(said), score, rest)
+    out.print(table)
+    if not labels:
+        out.print("log-probability: of the answer above, a token, under that shard alone")
+
+
+def _share(answer: dict[str, Any]) -> str:
+    return f"{answer['probabilities'][answer['label']]:.1%}"
+
+
 def print_document(document: dict[str, Any]) -> None:
     """A document that is read as JSON by people too; ``--json`` prints it as it is."""
     out.print_json(plain(json.dumps(document, ensure_ascii=False)))

@@ -13,6 +13,7 @@ from sisa.commands.options import (
     FILE,
     LINES,
     admission_options,
+    aggregate_option,
     json_option,
     running_options,
     set_option,
@@ -116,10 +117,17 @@ def train(
 @click.option("--text", help="One input: a text to label, or a prompt.")
 @click.option("--input", "source", type=LINES, help="JSONL with an optional id on each line; - is stdin.")
 @click.option("--output", type=FILE, help="Write here instead of stdout; the file is registered for audits.")
+@aggregate_option
 @set_option
 @json_option
 def predict(
-    workspace: Path, text: str | None, source: Any, output: Path | None, overrides: tuple[str, ...], as_json: bool
+    workspace: Path,
+    text: str | None,
+    source: Any,
+    output: Path | None,
+    aggregation: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Label texts, or answer prompts: one JSON line a record, with --json too."""
     from sisa.export import hand_out, outside
@@ -129,7 +137,7 @@ def predict(
     del as_json  # the output is JSON either way
     if (text is None) == (source is None):
         raise click.UsageError("give either --text or --input")
-    with open_session(workspace, overrides) as session:
+    with open_session(workspace, overrides, aggregation=aggregation) as session:
         task = session.recipe.task
         target = None if output is None else outside(session.workspace, output)
         inputs = read_inputs(source if text is None else [json.dumps({"text": text})], task)

@@ -33,6 +33,12 @@ def set_option(command: Command) -> Command:
     )(command)
 
 
+def aggregate_option(command: Command) -> Command:
+    """``--aggregate``, handed on as ``aggregation``."""
+    ways = click.Choice(["mean", "logit", "vote", "weighted"])
+    return click.option("--aggregate", "aggregation", type=ways, help="How the shards' answers are combined.")(command)
+
+
 def running_options(command: Command) -> Command:
     """Options of every command that runs slice steps, handed on together as ``running``."""
 
