@@ -27,6 +27,7 @@ from shards.workspace import Workspace
 from sisa.anchoring import NAME as ANCHORED
 from sisa.anchoring import check_anchor
 from sisa.certificate import is_intact
+from sisa.derived import describe
 from sisa.people import check_texts
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _deleted_tags(workspace: Workspace, record_id: str) -> set[bytes]:
 
 
 def _audit_tags(workspace: Workspace, tags: set[bytes]) -> dict[str, Any]:
-    history = workspace.book.checkpoints()
+    history, live = workspace.book.checkpoints(), workspace.book.live().keys()
     visible = workspace.visible_sets()
     epochs = workspace.layout().epochs
     exposures: list[dict[str, Any]] = []
@@ -104,7 +105,7 @@ def _audit_tags(workspace: Workspace, tags: set[bytes]) -> dict[str, Any]:
             if any(head.checkpoint in keys for head in manifest.heads)
         ],
         "derived": [
-            {**fact.body, "created": fact.created}
+            {**fact.body, **describe(workspace, fact), "stale": not live.issuperset(fact.body["parents"])}
             for fact in workspace.book.derived()
             if set(fact.body["parents"]) & keys
         ],
