@@ -127,9 +127,7 @@ def export_key(directory: Path) -> Path:
         raise StorageError(f"a key in {path}", "something else", "remove it; the next export makes one") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise StorageError(f"an elliptic curve key in {path}", type(key).__name__, "remove it")
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     replace_file(directory / EXPORT_PUBLIC_FILE, public)  # killed in between, it was not there
     return path
 

@@ -388,7 +388,14 @@ class Workspace:
         """What lies beside our files and is none of them: nobody here wrote it, and no sweep removes it."""
         ours = {
             self.path: {*_OWN, self.ledger.path.name, f"{self.ledger.path.name}-journal"},
-            self.path / "keys": {ROOT_FILE, PRIVATE_FILE, PUBLIC_FILE, NEXT_FILE, EXPORT_PRIVATE_FILE, EXPORT_PUBLIC_FILE},
+            self.path / "keys": {
+                ROOT_FILE,
+                PRIVATE_FILE,
+                PUBLIC_FILE,
+                NEXT_FILE,
+                EXPORT_PRIVATE_FILE,
+                EXPORT_PUBLIC_FILE,
+            },
             self.path / "certificates": {f"{request_id}.json" for request_id in self.book.certificates()},
         }
         left = self.leftovers()

@@ -290,4 +290,3 @@ def _absence(steps: Sequence[SliceStep], request: DeletionRequest) -> dict[str, 
     tags = [bytes.fromhex(tag) for tag in (*request.tombstones, *request.targets.absent)]
     proofs = [prove_all(step.leaves, tags) for step in steps]
     return {tag.hex(): [proof[tag].to_json() for proof in proofs] for tag in tags}
-

@@ -22,7 +22,13 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 _CLASS = "PreTrainedTokenizerFast"  # reads tokenizer.json, and asks nothing else
 _CHAT_TEMPLATE = "chat_template.jinja"
 # Where the files came from, how they were loaded, and calls' arguments that were saved along.
-_OF_THE_LOADING = ("_name_or_path", "_commit_hash", "_attn_implementation", "attn_implementation", "quantization_config")
+_OF_THE_LOADING = (
+    "_name_or_path",
+    "_commit_hash",
+    "_attn_implementation",
+    "attn_implementation",
+    "quantization_config",
+)
 _OF_THE_CALL = (
     "backend", "is_local", "local_files_only", "name_or_path", "auto_map", "max_length", "pad_to_multiple_of",
     "stride", "truncation_strategy", "tokenizer_file", "processor_class",

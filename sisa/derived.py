@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from shards import kinds
 from shards.deletion import DeletionRequest
-from shards.derived import made_of
+from shards.derived import Export, made_of
 from shards.errors import IntegrityError
 from shards.fact import Fact
 from shards.vault import StoredRecord
@@ -43,7 +44,10 @@ def describe(workspace: Workspace, fact: Fact) -> dict[str, Any]:
     texts = {name: fact.body[name] for name in _REFERRED if name in fact.body}
     with suppress(IntegrityError):  # damaged texts hold back no deletion; `audit --all` tells of them
         texts = told(workspace, texts)
-    kept = bool(fact.body.get("kept"))
+    export = Export.of(fact) if fact.kind == kinds.EXPORT else None
+    kept = export is not None and export.kept
+    if export is not None and kept:
+        texts["location"] = str(workspace.exports / export.name)
     return {
         "kind": fact.body["kind"],
         "form": fact.body.get("form"),

@@ -90,6 +90,24 @@ def _print_stale(stale: Sequence[dict[str, Any]], *, later: bool) -> None:
         out.print(f"[yellow]Left the house, recall it:[/] {what} of {made['created'][:10]}{place}{whom}")
 
 
+def print_exported(document: dict[str, Any]) -> None:
+    """What was exported, how near its files are to memory, and what to know."""
+    compared, merge = document["compared"], document["merge"]
+    how = f" ({merge['method']})" if merge else ""
+    out.print(f"Wrote [bold]{document['form']}[/]{how} of {counted(len(document['heads']), 'shard')}, ", end="")
+    out.print(f"manifest {document['manifest_generation']}, to {_shown(document['path'])}")
+    out.print(
+        f"Loaded again from there: the tensors are the same bits, {counted(compared['probes'], 'answer')} within "
+        f"{compared['difference']:.1g} (allowed {compared['tolerance']:g})."
+    )
+    for warning in document["warnings"]:
+        out.print(f"[yellow]mind:[/] {_shown(warning)}")
+    if document["kept"]:
+        out.print("It is the workspace's: purged with the first of its checkpoints.")
+    else:
+        out.print("It left the workspace: a later deletion names it, and you have to recall it.")
+
+
 def print_requests(listed: Sequence[dict[str, Any]]) -> None:
     """A line each request, oldest first."""
     if not listed:
