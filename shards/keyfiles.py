@@ -121,8 +121,9 @@ def export_key(directory: Path) -> Path:
     path = directory / EXPORT_PRIVATE_FILE
     if not path.exists():
         replace_file(path, private_pem(ec.generate_private_key(ec.SECP256R1())), private=True)
+    data = read_private(path)
     try:
-        key = serialization.load_pem_private_key(read_private(path), password=None)
+        key = serialization.load_pem_private_key(data, password=None)
     except ValueError as error:
         raise StorageError(f"a key in {path}", "something else", "remove it; the next export makes one") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):

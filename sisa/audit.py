@@ -105,7 +105,7 @@ def _audit_tags(workspace: Workspace, tags: set[bytes]) -> dict[str, Any]:
             if any(head.checkpoint in keys for head in manifest.heads)
         ],
         "derived": [
-            {**fact.body, **describe(workspace, fact), "stale": not live.issuperset(fact.body["parents"])}
+            {**fact.body, **describe(workspace, fact), "stale": not live >= set(fact.body["parents"])}
             for fact in workspace.book.derived()
             if set(fact.body["parents"]) & keys
         ],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shards import kinds
+from shards.derived import Export
 from shards.digest import keyed
 from shards.errors import InputError, OperationError
 from shards.files import replace_file
@@ -101,3 +102,23 @@ def register_derived(session: Session, kind: str, data: bytes, parents: Sequence
     body: dict[str, Any] = {"kind": kind, "keyed_digest": mark, "parents": [head.checkpoint for head in parents]}
     body |= refer(session.workspace, {"recipient": recipient})
     session.workspace.ledger.append([(kinds.DERIVED, body)])
+
+
+def register_export(workspace: Workspace, made: Export, path: Path, recipient: str = "") -> None:
+    """Record that a model was made of served heads, before its directory is there.
+
+    Args:
+        workspace: whose caller may append.
+        made: the export.
+        path: where it will be; kept as a reference unless it is the workspace's own.
+        recipient: who gets it and must be told of a later deletion; kept as a reference.
+    """
+    said = {"recipient": recipient} | ({} if made.kept else {"location": str(path)})
+    body: dict[str, Any] = {
+        "kind": "export",
+        "form": made.form,
+        "keyed_digest": made.keyed_digest,
+        "parents": sorted(made.parents),
+        "kept": made.kept,
+    }
+    workspace.ledger.append([(kinds.EXPORT, body | refer(workspace, said))])

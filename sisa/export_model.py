@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards import kinds, lock
+from shards import lock
 from shards.derived import Export
 from shards.digest import file_digest, files_digest, keyed, parse_json
 from shards.errors import InputError, OperationError, SisaError
@@ -26,10 +26,9 @@ from shards.manifest import ModelManifest
 from shards.workspace import LOCK_FILE, Workspace
 from sisa.anchoring import refuse_rollback
 from sisa.base_model import pinned_path, require_train_extra
-from sisa.export import outside, refuse_swapped
+from sisa.export import outside, refuse_swapped, register_export
 from sisa.model_card import CARD, Compared, Told, card
 from sisa.model_signing import require_sign_extra, sign_directory
-from sisa.people import refer
 from sisa.served import ServedHead, served_heads
 from sisa.session import Session
 from sisa.wording import counted
@@ -177,7 +176,7 @@ def export_model(session: Session, wish: Wish, out: Path | None = None) -> Expor
             path = workspace.exports / made.name if target is None else outside(workspace, target, directory=True)
             if path.exists():
                 raise InputError("an export that is not kept yet", str(path), "use the one that is there")
-            _register(workspace, made, path, wish.recipient)
+            register_export(workspace, made, path, wish.recipient)
             move_tree(directory, path)
     return Exported(
         wish, path, made.kept, manifest, heads, merged, compared, mark, tuple(sorted(files)), tuple(warnings)
@@ -276,19 +275,6 @@ def _warnings(workspace: Workspace, made: Export) -> tuple[str, ...]:
     left = f"{counted(len(others), 'export')} of another generation left before"
     tell = "whoever holds two can tell from their difference which records were deleted in between"
     return (f"{left}: {tell} (docs/threat-model.md). Recall the earlier one first",)
-
-
-def _register(workspace: Workspace, made: Export, path: Path, recipient: str) -> None:
-    """The fact, before the directory has its name: nothing leaves that no fact tells of."""
-    said = {"recipient": recipient} | ({} if made.kept else {"location": str(path)})
-    body: dict[str, Any] = {
-        "kind": "export",
-        "form": made.form,
-        "keyed_digest": made.keyed_digest,
-        "parents": sorted(made.parents),
-        "kept": made.kept,
-    }
-    workspace.ledger.append([(kinds.EXPORT, body | refer(workspace, said))])
 
 
 def read_metrics(file: Path) -> Any:

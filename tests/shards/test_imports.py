@@ -33,7 +33,7 @@ ONLY_IN = {
         "shards.sqlite_texts",
         "shards.whereabouts",
     },
-    "peft": {"sisa.adapter"},
+    "peft": {"sisa.adapter", "sisa.export_forms"},
     "hashlib": {"shards.digest"},
     "hmac": {"shards.digest"},
     "cryptography.hazmat.primitives.hashes": {"shards.digest"},

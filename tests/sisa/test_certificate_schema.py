@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from orchestration.inline import InlineExecutor
 from sisa.certificate import certificate_path
 from sisa.delete import delete
-from sisa.export import export_records, register_derived
+from sisa.export import export_records, register_derived, register_export
 from sisa.ingest import Ingested, commit
 from sisa.key import rotate
 from sisa.session import Session
@@ -43,6 +43,10 @@ def sessions() -> Iterator[dict[str, Session]]:
         train(made, executor=INLINE, trainer=TRAINER)
         export_records(made, directory / "copy.jsonl", recipient="a partner")
         register_derived(made, "predictions", b"answers", [head for head, _ in made.workspace.book.served()])
+        parents = frozenset(head.checkpoint for head, _ in made.workspace.book.served())
+        for kept in (False, True):
+            model = Export("model", f"{kept:d}" * 64, parents, kept)
+            register_export(made.workspace, model, directory / "model", "a partner")
         layout = made.workspace.layout()
         emptied = [one.record.id for one in made.workspace.survivors() if layout.place(one.record).shard == 1]
         left = [one.record.id for one in made.workspace.survivors() if one.record.id not in emptied]

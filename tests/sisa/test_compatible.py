@@ -38,7 +38,8 @@ def test_settings_by_layer_that_4_45_has_no_words_for_are_left_as_they_are() -> 
 def test_a_model_says_its_type_its_labels_and_nothing_of_where_it_came_from(tiny_bert: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2, id2label={0: "no", 1: "yes"})
+    labels = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, **labels)
     write_model(model, tmp_path)
     said = config(tmp_path)
     assert said["id2label"] == {"0": "no", "1": "yes"}

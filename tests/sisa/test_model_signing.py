@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,13 @@ def signed(keys: Path, tmp_path: Path) -> Path:
     (directory / "README.md").write_text("card")
     sign_directory(directory, keys, LOG)
     return directory
+
+
+def test_the_command_that_recipients_are_told_to_run_takes_it(signed: Path, keys: Path) -> None:
+    told = ["verify", "key", signed, "--signature", signed / SIGNATURE, "--public_key", keys / EXPORT_PUBLIC_FILE]
+    command = [sys.executable, "-m", "model_signing", *map(str, told)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def verify(directory: Path, public: Path) -> None:
