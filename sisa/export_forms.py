@@ -7,6 +7,7 @@ loaders. Probes go through one by one, unpadded.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,9 @@ _SAID = (
 )  # fmt: skip
 
 
+_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_A\.weight")
+
+
 class _Adapters:
     """One PEFT directory a shard."""
 
@@ -186,6 +190,9 @@ def _write_peft(making: Making, directory: Path, weights: bytes, config: Mapping
     There is no tokenizer beside it: PEFT would resize the base's embeddings to it.
     """
     defaults = LoraConfig().to_dict()
+    if config.get("exclude_modules"):  # PEFT 0.13 knows no such thing: what is adapted is named in full
+        adapted = sorted({match[1] for match in map(_FACTOR.fullmatch, load(weights)) if match})
+        config = {**config, "exclude_modules": None, "target_modules": adapted}
     said = {name: value for name, value in config.items() if name in _SAID or value != defaults.get(name)}
     said["base_model_name_or_path"] = _base_name(making)
     with storage(f"write {directory}"):

@@ -13,13 +13,14 @@ import pytest
 
 from shards import kinds
 from shards.errors import InputError, OperationError
+from shards.files import replace_file
 from shards.manifest import ModelManifest
 from shards.workspace import ADAPTER_CONFIG_FILE, WEIGHTS_FILE
-from sisa import aggregate, export_forms, export_model
-from sisa.aggregate import classify
+from sisa import aggregate, export_model
 from sisa.base_model import load_tokenizer
+from sisa.compatible import write_tokenizer
 from sisa.export_model import FORMS, Exported, Wish
-from sisa.served import served_heads
+from sisa.predict import Predictor
 from sisa.session import Session, open_session
 from tests.models import LABELS, delete_in, flat, fresh_run, grid, make_workspace, train_in, write_rows
 
@@ -106,10 +107,7 @@ def test_exported_adapters_give_the_served_answers_when_peft_loads_them(
 
     texts = ["my card was charged twice", "login fails", "x"]
     export(session, tmp_path / "out")
-    manifest = session.workspace.book.manifest()
-    assert manifest is not None
-    weights = [served.weights for served in served_heads(session.workspace, manifest)]
-    ours = classify(session, weights, [{"text": text} for text in texts])
+    ours = [row["probabilities"] for row in Predictor(session).answer([{"text": text} for text in texts]).rows]
     tokenizer: Any = load_tokenizer(session.recipe, str(tiny_bert))
     means = torch.zeros(len(texts), len(LABELS), dtype=torch.float64)
     paths = sorted(path for path in (tmp_path / "out").iterdir() if path.is_dir())
@@ -142,8 +140,7 @@ def scaled(path: Path, data: bytes) -> bytes:
 def test_an_export_whose_files_differ_is_refused_and_nothing_is_left(
     fault: Callable[[Path, bytes], bytes], said: str, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = export_forms.replace_file
-    monkeypatch.setattr(export_forms, "replace_file", lambda path, data: real(path, fault(path, data)))
+    monkeypatch.setattr("sisa.export_forms.replace_file", lambda path, data: replace_file(path, fault(path, data)))
     with pytest.raises(OperationError, match=said) as caught:
         export(session, tmp_path / "out")
     assert caught.value.exit_code == 3
@@ -198,13 +195,12 @@ def test_a_full_model_that_differs_in_anything_is_refused(
 ) -> None:
     needed("model")
     spoil, said = SPOILT[what]
-    real = export_forms.write_tokenizer
 
     def spoiling(tokenizer: Any, directory: Path) -> None:
-        real(tokenizer, directory)
+        write_tokenizer(tokenizer, directory)
         spoil(directory)
 
-    monkeypatch.setattr(export_forms, "write_tokenizer", spoiling)
+    monkeypatch.setattr("sisa.export_forms.write_tokenizer", spoiling)
     with open_session(place("causal-lm")) as opened:
         with pytest.raises(OperationError) as caught:
             export(opened, tmp_path / "out", "model")

@@ -6,6 +6,7 @@ import json
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def test_the_standard_verifier_takes_a_signed_export_wherever_it_lies(signed: Pa
 
 @pytest.mark.parametrize("change", ["a byte", "a file more", "a file less", "the key beside it"])
 def test_whatever_is_changed_in_a_signed_export_is_found(change: str, signed: Path, keys: Path) -> None:
-    changes = {
+    changes: dict[str, Callable[[], object]] = {
         "a byte": lambda: (signed / "shard-00" / "weights").write_bytes(b"weightz"),
         "a file more": lambda: (signed / "more").write_bytes(b""),
         "a file less": (signed / "README.md").unlink,
