@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from shards.digest import file_digest, files_digest, keyed
 from shards.fact import Fact
+from shards.files import storage
+from shards.keys import Keyring
 
 if TYPE_CHECKING:
     from shards.workspace import Workspace
@@ -42,6 +46,18 @@ class Export:
         """The export that a fact tells of."""
         body = fact.body
         return cls(str(body["form"]), str(body["keyed_digest"]), frozenset(body["parents"]), bool(body["kept"]))
+
+
+def directory_digest(path: Path, keys: Keyring) -> str:
+    """Keyed digest (hex) of all files of an export, names included.
+
+    Raises:
+        StorageError: if they cannot be read.
+    """
+    with storage(f"read {path}"):
+        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+        plain = files_digest({name: file_digest(file) for name, file in files.items()})
+    return keyed(keys.fingerprint, "derived", plain).hex()
 
 
 def made_of(workspace: Workspace, tags: Set[bytes], until: int | None) -> list[Fact]:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards import lock
-from shards.derived import Export
-from shards.digest import file_digest, files_digest, keyed, parse_json
+from shards.derived import Export, directory_digest
+from shards.digest import parse_json
 from shards.errors import InputError, OperationError, SisaError
 from shards.files import TEMPORARY, move_tree, remove, replace_file, storage, sync_tree
 from shards.manifest import ModelManifest
@@ -166,9 +166,8 @@ def export_model(session: Session, wish: Wish, out: Path | None = None) -> Expor
             sign_directory(directory, workspace.path / "keys", workspace.book.genesis().body["log"])
         with storage(f"write {directory}"):
             sync_tree(directory)
-            files = {file.relative_to(directory).as_posix(): file for file in directory.rglob("*") if file.is_file()}
-            digest = files_digest({name: file_digest(file) for name, file in files.items()})
-        mark = keyed(workspace.keys.fingerprint, "derived", digest).hex()
+        files = tuple(sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file()))
+        mark = directory_digest(directory, workspace.keys)
         made = Export(wish.form, mark, frozenset(head.checkpoint for head in manifest.heads), target is None)
         with session.accepting():
             refuse_swapped(workspace, manifest.heads)
@@ -178,9 +177,7 @@ def export_model(session: Session, wish: Wish, out: Path | None = None) -> Expor
                 raise InputError("an export that is not kept yet", str(path), "use the one that is there")
             register_export(workspace, made, path, wish.recipient)
             move_tree(directory, path)
-    return Exported(
-        wish, path, made.kept, manifest, heads, merged, compared, mark, tuple(sorted(files)), tuple(warnings)
-    )
+    return Exported(wish, path, made.kept, manifest, heads, merged, compared, mark, files, tuple(warnings))
 
 
 @contextmanager

@@ -244,6 +244,8 @@ def export(
         raise click.UsageError("give either --records or --form")
     if (form is not None) != ((target is not None) != keep) or (form is None and (target is not None or keep)):
         raise click.UsageError("with --form, give either --out or --keep; without it, neither")
+    if keep and recipient:
+        raise click.UsageError("nobody receives what is kept: leave out --recipient, or give --out")
     with open_session(workspace, overrides) as session:
         if records is not None:
             document = _export_records(session, records, recipient)

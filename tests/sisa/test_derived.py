@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from shards import kinds
-from shards.derived import Export
+from shards.derived import Export, directory_digest
 from shards.law import check_law
 from shards.manifest import Head
 from shards.workspace import Workspace
@@ -44,13 +45,19 @@ def heads(session: Session) -> list[Head]:
 
 def exported(session: Session, of: list[Head], *, kept: bool, recipient: str = "", mark: str = "") -> Path:
     """An export as a fact and (kept) a directory, without a model in it."""
-    made = Export("model", (mark or "ab" * 32), frozenset(head.checkpoint for head in of), kept)
+    staged = session.workspace.path.parent / "staged"
+    staged.mkdir()
+    (staged / "model.safetensors").write_bytes(b"weights")
+    digest = mark or directory_digest(staged, session.workspace.keys)
+    made = Export("model", digest, frozenset(head.checkpoint for head in of), kept)
     path = session.workspace.exports / made.name if kept else Path("/elsewhere") / made.name
     with session.accepting():
         register_export(session.workspace, made, path, recipient)
     if kept:
-        path.mkdir(parents=True)
-        (path / "model.safetensors").write_bytes(b"weights")
+        path.parent.mkdir(exist_ok=True)
+        staged.rename(path)
+    else:
+        shutil.rmtree(staged)
     return path
 
 
@@ -211,7 +218,7 @@ def test_a_dry_run_says_what_would_be_stale_and_purges_nothing(session: Session)
 
 def test_a_deletion_prints_what_to_recall(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     record, ours, _ = hit(session)
-    exported(session, [ours], kept=False, recipient="A [bold]Partner[/]")
+    left = exported(session, [ours], kept=False, recipient="A [bold]Partner[/]")
     kept = exported(session, [ours], kept=True, mark="aa" * 32)
     write_settings(session.workspace.path, Settings(recipe=session.recipe, options=session.options))
     monkeypatch.setattr(Session, "trainer", lambda _: TRAINER)
@@ -220,7 +227,7 @@ def test_a_deletion_prints_what_to_recall(session: Session, monkeypatch: pytest.
     result = sisa("delete", "-w", session.workspace.path, "--id", record)
     assert result.code == 0, result.err
     assert "Left the house, recall it: model export of " in result.out
-    assert f"to /elsewhere/model-{'ab' * 8} for A [bold]Partner[/]" in result.out
+    assert f"to {left} for A [bold]Partner[/]" in result.out
     assert f"Purged: model export kept at {kept}" in result.out
 
 

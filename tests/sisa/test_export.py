@@ -111,7 +111,8 @@ def test_no_command_hands_out_into_the_workspace(workspace: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [(), ("--records", "r", "--form", "model"), ("--form", "model"), ("--form", "model", "--out", "o", "--keep"),
-     ("--records", "r", "--keep"), ("--records", "r", "--out", "o"), ("--form", "weights", "--out", "o")],
+     ("--form", "model", "--keep", "--recipient", "A Partner"), ("--records", "r", "--keep"),
+     ("--records", "r", "--out", "o"), ("--form", "weights", "--out", "o")],
 )  # fmt: skip
 def test_an_export_is_of_one_thing_to_one_place(arguments: tuple[str, ...], workspace: Path, tmp_path: Path) -> None:
     with unchanged(workspace):

@@ -17,6 +17,7 @@ from shards.files import replace_file
 from shards.manifest import ModelManifest
 from shards.workspace import ADAPTER_CONFIG_FILE, WEIGHTS_FILE
 from sisa import aggregate, export_model
+from sisa.audit import audit_everything
 from sisa.base_model import load_tokenizer
 from sisa.compatible import write_tokenizer
 from sisa.export_model import FORMS, Exported, Wish
@@ -326,3 +327,23 @@ def test_the_same_export_is_not_kept_twice(session: Session) -> None:
     with pytest.raises(InputError, match="use the one that is there"):
         export(session, None)
     assert [path.name for path in session.workspace.exports.iterdir()] == [kept.path.name]
+
+
+def test_a_kept_export_that_was_altered_fails_an_audit(session: Session) -> None:
+    kept = export(session, None)
+    assert not [check for check in audit_everything(session.workspace, None) if check.outcome == "failed"]
+    (kept.path / "shard-00" / WEIGHTS_FILE).write_bytes(b"others")
+    (failed,) = [check for check in audit_everything(session.workspace, None) if check.outcome == "failed"]
+    assert failed.name == "every kept export is the one that was logged"
+    assert kept.path.name in failed.detail
+
+
+def test_more_training_leaves_a_kept_export_and_a_deletion_purges_it(session: Session, tmp_path: Path) -> None:
+    """Its checkpoints are still there when another generation is served."""
+    kept = export(session, None)
+    train_in(session.workspace.path, write_rows(tmp_path / "more.jsonl", flat(grid("classification", 1, first=900))))
+    assert kept.path.is_dir()
+    assert not [check for check in audit_everything(session.workspace, None) if check.outcome == "failed"]
+    done = delete_in(session.workspace.path, [flat(grid("classification", 2, slices=2))[0]["id"]])
+    assert [one["location"] for one in done.stale] == [str(kept.path)]
+    assert not kept.path.exists()
