@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+COMPAT := .venv-compat
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow faults check format bench tables clean
+.PHONY: help demo test test-slow test-compat faults check format bench tables clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +19,14 @@ test: $(VENV)/dev ## every test but the slow ones, under 20 minutes on 2 cores
 
 test-slow: $(VENV)/dev ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+test-compat: $(VENV)/dev ## read exported models with transformers 4.45.1, in an environment of its own
+	rm -rf $(COMPAT)/models
+	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
+	$(COMPAT)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/compat/requirements.txt \
+		"torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.split("+")[0])')"
+	$(BIN)/python -m tests.compat.export_models $(COMPAT)/models
+	$(COMPAT)/bin/python tests/compat/read_models.py $(COMPAT)/models
 
 faults: $(VENV)/dev ## strike every file-system call of a training and a deletion in every way, half an hour
 	$(BIN)/python -m pytest -m faults
@@ -57,4 +66,4 @@ $(VENV)/demo $(VENV)/dev: $(VENV)/%: $(VENV)/pyvenv.cfg pyproject.toml constrain
 	@touch $@
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(COMPAT) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from shards import kinds
 from shards.commitments import SliceCommitment
 from shards.deletion import DeletionRequest
+from shards.derived import Export
 from shards.errors import IntegrityError
 from shards.fact import Fact
 from shards.ledger import Ledger
@@ -321,8 +322,12 @@ class Book:
         return [fact for name, fact in named if name == request_id]
 
     def derived(self) -> list[Fact]:
-        """What was made from served heads and left the workspace."""
-        return self.ledger.facts(kinds.DERIVED)
+        """What was made from served heads, or of all records, and left the workspace or is kept in it."""
+        return self.ledger.facts(kinds.DERIVED, kinds.EXPORT)
+
+    def exports(self) -> list[Export]:
+        """Every export of a model ever made, oldest first."""
+        return self._each(Export.of, kinds.EXPORT)
 
 
 def _understood(fact: Fact, read: Callable[[Fact], T]) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -28,7 +29,7 @@ def storage(what: str) -> Iterator[None]:
 
 
 def fsync_directory(path: Path) -> None:
-    """Make names created in or removed from ``path`` durable."""
+    """Make names created in or removed from ``path`` durable (or, of a file, its content)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -45,6 +46,39 @@ def remove(path: Path) -> bool:
     else:
         return False
     return True
+
+
+def sync_tree(path: Path) -> None:
+    """Make a directory that others have written durable, with everything in it."""
+    for directory, _, files in os.walk(path):
+        for name in files:
+            fsync_directory(Path(directory) / name)
+        fsync_directory(Path(directory))
+
+
+def move_tree(source: Path, target: Path) -> None:
+    """Give a directory another name, durably; on another file system, once a copy is there in full.
+
+    Raises:
+        StorageError: if the file system refuses, or the name is taken.
+    """
+    temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    with storage(f"write {target}"):
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "is there already", str(target))
+        try:
+            source.rename(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            try:
+                shutil.copytree(source, temporary)
+                sync_tree(temporary)
+                temporary.rename(target)
+            finally:
+                remove(temporary)
+            remove(source)
+        fsync_directory(target.parent)
 
 
 def write_new(path: Path, data: bytes, *, private: bool = False) -> None:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shards.errors import StorageError
@@ -19,6 +20,8 @@ ROOT_FILE = "root.key"
 PRIVATE_FILE = "signing.key"
 PUBLIC_FILE = "signing.pub"
 NEXT_FILE = "signing.next"
+EXPORT_PRIVATE_FILE = "exports.key"
+EXPORT_PUBLIC_FILE = "exports.pub"
 
 
 def create_root(directory: Path, root: bytes | None = None) -> None:
@@ -106,7 +109,31 @@ def _signing_key(path: Path) -> Ed25519PrivateKey:
     return key
 
 
-def private_pem(key: Ed25519PrivateKey) -> bytes:
+def export_key(directory: Path) -> Path:
+    """The file of the key that signs exported models, made where there is none; its public half lies beside it.
+
+    It is an elliptic curve key (P-256), because verifiers of model signatures take no Ed25519 one.
+
+    Raises:
+        StorageError: if it cannot be read or written, or is another kind of key.
+        InputError: if others can read it.
+    """
+    path = directory / EXPORT_PRIVATE_FILE
+    if not path.exists():
+        replace_file(path, private_pem(ec.generate_private_key(ec.SECP256R1())), private=True)
+    data = read_private(path)
+    try:
+        key = serialization.load_pem_private_key(data, password=None)
+    except ValueError as error:
+        raise StorageError(f"a key in {path}", "something else", "remove it; the next export makes one") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise StorageError(f"an elliptic curve key in {path}", type(key).__name__, "remove it")
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    replace_file(directory / EXPORT_PUBLIC_FILE, public)  # killed in between, it was not there
+    return path
+
+
+def private_pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
     """A private key as PEM, not encrypted."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -20,6 +20,7 @@ Facts, in the order in which a workspace meets them:
     purge/1        checkpoints were destroyed
     certificate/1  a deletion was certified
     derived/1      something was made from served heads, or all records, and left the workspace
+    export/1       a model was made from served heads, and left the workspace or is kept in it
     readmission/1  a deleted record was taken in again, as a new version, because somebody said so
     receipt/1      an ingestion receipt was issued
     retired/1      tombstones were destroyed by retention rule
@@ -50,6 +51,7 @@ ERASURE = "erasure/1"
 PURGE = "purge/1"
 CERTIFICATE = "certificate/1"
 DERIVED = "derived/1"
+EXPORT = "export/1"
 READMISSION = "readmission/1"
 RECEIPT = "receipt/1"
 RETIRED = "retired/1"
@@ -58,4 +60,6 @@ RESTORE = "restore/1"
 END = "end/1"
 
 # Facts after which a certificate signed before says less than everything about the present.
-CHANGING = (INGEST, SLICE, CHECKPOINT, MANIFEST, REQUEST, CANCEL, ERASURE, PURGE, DERIVED, KEY, RETIRED, RESTORE)
+CHANGING = (
+    INGEST, SLICE, CHECKPOINT, MANIFEST, REQUEST, CANCEL, ERASURE, PURGE, DERIVED, EXPORT, KEY, RETIRED, RESTORE,
+)  # fmt: skip

@@ -8,6 +8,7 @@ DIR/ledger.sqlite    facts, no personal data; a transparency log with signed tre
 DIR/certificates/    one signed certificate a deletion
 DIR/index.sqlite     which part of the vault holds a record; derived, may be removed at any time
 DIR/activations/     personal data: what frozen layers made of single records; a cache, may be removed at any time
+DIR/exports/         models made of served heads and kept here; each goes with the first of its checkpoints
 DIR/lock             held by the live driver
 DIR/lock.write       held by whoever writes at this moment
 DIR/replay-*         checkpoints of a running replay, compared and removed
@@ -36,7 +37,16 @@ from shards.configured import configured_storage
 from shards.digest import tensor_digest
 from shards.errors import InputError, IntegrityError, RecipeMismatchError, SisaError
 from shards.files import TEMPORARY, remove, storage
-from shards.keyfiles import NEXT_FILE, PRIVATE_FILE, PUBLIC_FILE, ROOT_FILE, read_keyring, read_signing_key
+from shards.keyfiles import (
+    EXPORT_PRIVATE_FILE,
+    EXPORT_PUBLIC_FILE,
+    NEXT_FILE,
+    PRIVATE_FILE,
+    PUBLIC_FILE,
+    ROOT_FILE,
+    read_keyring,
+    read_signing_key,
+)
 from shards.keys import Keyring
 from shards.layout import ShardLayout
 from shards.ledger import Ledger
@@ -56,9 +66,10 @@ LOCK_FILE = "lock"
 TURN_FILE = "lock.write"
 INDEX_FILE = "index.sqlite"
 ACTIVATIONS = "activations"
+EXPORTS = "exports"
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
-_OWN = (CONFIG_FILE, "keys", "vault", "store", "certificates", LOCK_FILE, TURN_FILE, INDEX_FILE, ACTIVATIONS)
+_OWN = (CONFIG_FILE, "keys", "vault", "store", "certificates", LOCK_FILE, TURN_FILE, INDEX_FILE, ACTIVATIONS, EXPORTS)
 
 
 class Workspace:
@@ -74,6 +85,7 @@ class Workspace:
         self.vault = Vault(path / "vault", self.place("vault"))
         self.whereabouts = Whereabouts(path / INDEX_FILE, self.vault)
         self.activations = Activations(path / ACTIVATIONS)
+        self.exports = path / EXPORTS
         self._turn = Turn(path / TURN_FILE)
 
     @classmethod
@@ -352,7 +364,7 @@ class Workspace:
             return frozenset()
 
     def leftovers(self) -> list[Path]:
-        """Half-written keys and certificates, retired ones, and the scratch of replays: nothing may outlive them."""
+        """Half-written keys and certificates, retired ones, exports without a ground, and the scratch of replays."""
         certificates = self.path / "certificates"
         retired = [certificates / f"{request_id}.json" for request_id in sorted(self.book.retired())]
         with storage(f"list {self.path}"):
@@ -360,14 +372,30 @@ class Workspace:
                 *(self.path / "keys").glob(f"{TEMPORARY}*"),
                 *certificates.glob(f"{TEMPORARY}*"),
                 *(path for path in retired if path.exists()),
+                *self._stray_exports(),
                 *self.path.glob(f"{SCRATCH}*"),
             ]
+
+    def _stray_exports(self) -> list[Path]:
+        """What lies among the exports and is none that is kept, or one of whose checkpoints was purged."""
+        if not self.exports.is_dir():
+            return []
+        live = self.book.live().keys()
+        kept = {made.name for made in self.book.exports() if made.kept and made.parents <= live}
+        return sorted(entry for entry in self.exports.iterdir() if entry.name not in kept)
 
     def foreign(self) -> list[Path]:
         """What lies beside our files and is none of them: nobody here wrote it, and no sweep removes it."""
         ours = {
             self.path: {*_OWN, self.ledger.path.name, f"{self.ledger.path.name}-journal"},
-            self.path / "keys": {ROOT_FILE, PRIVATE_FILE, PUBLIC_FILE, NEXT_FILE},
+            self.path / "keys": {
+                ROOT_FILE,
+                PRIVATE_FILE,
+                PUBLIC_FILE,
+                NEXT_FILE,
+                EXPORT_PRIVATE_FILE,
+                EXPORT_PUBLIC_FILE,
+            },
             self.path / "certificates": {f"{request_id}.json" for request_id in self.book.certificates()},
         }
         left = self.leftovers()

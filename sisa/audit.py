@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from shards.book import Stored
 from shards.checks import Check, judged, unchecked
 from shards.deletion import subject_tag
+from shards.derived import directory_digest
 from shards.errors import InputError, IntegrityError, MissingDependencyError, RecordError, SisaError
 from shards.files import storage
 from shards.keyfiles import PRIVATE_FILE, PUBLIC_FILE, read_signing_key
@@ -27,6 +28,7 @@ from shards.workspace import Workspace
 from sisa.anchoring import NAME as ANCHORED
 from sisa.anchoring import check_anchor
 from sisa.certificate import is_intact
+from sisa.derived import describe
 from sisa.people import check_texts
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def _deleted_tags(workspace: Workspace, record_id: str) -> set[bytes]:
 
 
 def _audit_tags(workspace: Workspace, tags: set[bytes]) -> dict[str, Any]:
-    history = workspace.book.checkpoints()
+    history, live = workspace.book.checkpoints(), workspace.book.live().keys()
     visible = workspace.visible_sets()
     epochs = workspace.layout().epochs
     exposures: list[dict[str, Any]] = []
@@ -104,7 +106,7 @@ def _audit_tags(workspace: Workspace, tags: set[bytes]) -> dict[str, Any]:
             if any(head.checkpoint in keys for head in manifest.heads)
         ],
         "derived": [
-            {**fact.body, "created": fact.created}
+            {**fact.body, **describe(workspace, fact), "stale": not live >= set(fact.body["parents"])}
             for fact in workspace.book.derived()
             if set(fact.body["parents"]) & keys
         ],
@@ -207,6 +209,7 @@ def audit_everything(workspace: Workspace, anchor: str | None) -> list[Check]:
             *law,
             check_anchor(workspace, anchor),
             _certified(workspace),
+            _kept(workspace),
             check_texts(workspace),
             _key(workspace),
             _endorsed(workspace),
@@ -233,6 +236,18 @@ def _certified(workspace: Workspace) -> Check:
         and not is_intact(workspace, request.request_id, done[request.request_id])
     ]
     return judged("law", "every certificate is the one that was logged", problems, f"{len(done)} certificates")
+
+
+def _kept(workspace: Workspace) -> Check:
+    """Every export that is kept here has the files that were compared with memory; one may have been cut off."""
+    kept = {made.name: made for made in workspace.book.exports() if made.kept}
+    there = {name: made for name, made in kept.items() if (workspace.exports / name).is_dir()}
+    problems = [
+        f"exports/{name} has other files (remove it, and export again)"
+        for name, made in sorted(there.items())
+        if directory_digest(workspace.exports / name, workspace.keys) != made.keyed_digest
+    ]
+    return judged("law", "every kept export is the one that was logged", problems, f"{len(there)} exports")
 
 
 def _key(workspace: Workspace) -> Check:

@@ -15,6 +15,7 @@ from typing import Any
 from shards import kinds
 from shards.checks import Check
 from shards.deletion import NOT_PRESENT, DeletionRequest
+from shards.derived import made_of
 from shards.digest import bytes_digest, canonical_json, files_digest, parse_json
 from shards.errors import IntegrityError, LawViolationError
 from shards.fact import Fact
@@ -153,7 +154,8 @@ def _predicate(workspace: Workspace, request: DeletionRequest, law: Sequence[Che
     erasures, purges = (_about(workspace, kind, request, accepted.seq) for kind in (kinds.ERASURE, kinds.PURGE))
     survivors = workspace.survivors()
     purged = sorted(key for fact in purges for key in fact.body["checkpoints"])
-    handed_out = _handed_out(workspace, request, accepted)
+    tags = frozenset(map(bytes.fromhex, request.tags))
+    handed_out = [fact.body for fact in made_of(workspace, tags, accepted.seq)]
     prior, proving = _prior(workspace, request, accepted)
     manifests = workspace.ledger.facts(kinds.MANIFEST)[-1:]
     facts = [*workspace.book.signing_keys(), *workspace.ledger.facts(kinds.RECIPE), accepted, *proving]
@@ -288,15 +290,3 @@ def _absence(steps: Sequence[SliceStep], request: DeletionRequest) -> dict[str, 
     tags = [bytes.fromhex(tag) for tag in (*request.tombstones, *request.targets.absent)]
     proofs = [prove_all(step.leaves, tags) for step in steps]
     return {tag.hex(): [proof[tag].to_json() for proof in proofs] for tag in tags}
-
-
-def _handed_out(workspace: Workspace, request: DeletionRequest, accepted: Fact) -> list[dict[str, Any]]:
-    """What left the workspace and may hold the records, or come of them: also of what was purged long ago."""
-    tags = {bytes.fromhex(tag) for tag in request.tags}
-    visible = workspace.visible_sets()
-    return [
-        fact.body
-        for fact in workspace.book.derived()
-        if any(tags & visible.get(parent, tags) for parent in fact.body["parents"])
-        or (fact.body["kind"] == "records" and fact.seq < accepted.seq and tags)
-    ]

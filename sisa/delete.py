@@ -30,6 +30,7 @@ from shards.vault import StoredRecord
 from shards.workspace import Workspace
 from sisa.acceptance import Target, accept, as_queued, as_repeated, look_up
 from sisa.certificate import certificate_path, is_intact, issue
+from sisa.derived import stale_after
 from sisa.hold import refuse_held
 from sisa.people import NOBODY, refer
 from sisa.session import Report, Session, silent
@@ -52,6 +53,7 @@ class Deleted:
             if it was not yet.
         registered_files: of ``sisa.yaml``, if this call deleted or went on deleting: they may still hold it.
         lanes: that each pass of a retraining computes, whether or not other shards are in it.
+        stale: what was made of heads that saw the records, or holds them: exports, predictions, copies.
     """
 
     request_id: str | None
@@ -65,6 +67,7 @@ class Deleted:
     earlier: Mapping[str, str | None]
     registered_files: tuple[str, ...]
     lanes: int
+    stale: tuple[dict[str, Any], ...]
 
     def to_json(self) -> dict[str, Any]:
         """The ``delete`` JSON document."""
@@ -80,6 +83,7 @@ class Deleted:
             "earlier": dict(self.earlier),
             "registered_files": list(self.registered_files),
             "lanes": self.lanes,
+            "stale": list(self.stale),
         }
 
 
@@ -157,6 +161,7 @@ def delete(
         earlier=earlier,
         registered_files=session.options.data if deleting else (),
         lanes=session.recipe.lanes,
+        stale=stale_after(session.workspace, covering or target.earlier, target.records if dry_run else ()),
     )
 
 

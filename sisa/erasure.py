@@ -36,7 +36,7 @@ def erasure_status(
         recipe: the pinned one, as JSON.
         accepted: the fact of the request.
         erasures, purges: facts that removed records and checkpoints for it.
-        handed_out: what left the workspace before, by digest.
+        handed_out: what was made of them before and left the workspace, or was kept in it, by digest.
     """
     vault = {"facts": [fact.seq for fact in erasures], "parts": _listed(erasures, "digests")}
     checkpoints = {"facts": [fact.seq for fact in purges], "objects": _listed(purges, "objects")}
@@ -67,8 +67,9 @@ def erasure_status(
             "predictions, exports of records and models handed out before",
             "out of scope",
             NONE,
-            {"handed_out": [item["keyed_digest"] for item in handed_out], "why": "recipients must be told (Art. 19)"},
+            {"handed_out": _marks(handed_out, kept=False), "why": "recipients must be told (Art. 19)"},
         ),
+        *_kept(_marks(handed_out, kept=True)),
         _backups(accepted),
         _class(
             "the tombstone: keyed tags and content fingerprints",
@@ -96,6 +97,17 @@ def _intermediate(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
         _class(f"{what}, but for activations", "done", NEVER_WRITTEN, lost),
         _class("activations of frozen layers, cached by record", "done", CLEAR, swept),
     ]
+
+
+def _marks(handed_out: Sequence[Mapping[str, Any]], *, kept: bool) -> list[str]:
+    """Keyed digests of what is kept here, or left."""
+    return [item["keyed_digest"] for item in handed_out if item.get("kept", False) is kept]
+
+
+def _kept(marks: Sequence[str]) -> list[dict[str, Any]]:
+    """Exports that never left; a certificate is silent on them where there are none."""
+    evidence = {"exports": list(marks), "why": "swept with the checkpoints they were made of, before signing"}
+    return [_class("exports of models kept in the workspace", "done", CLEAR, evidence)] if marks else []
 
 
 def _backups(accepted: Fact) -> dict[str, Any]:

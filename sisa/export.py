@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shards import kinds
+from shards.derived import Export
 from shards.digest import keyed
 from shards.errors import InputError, OperationError
 from shards.files import replace_file
@@ -17,20 +18,28 @@ from sisa.people import refer
 from sisa.session import Session
 
 
-def outside(workspace: Workspace, file: Path) -> Path:
+def outside(workspace: Workspace, path: Path, *, directory: bool = False) -> Path:
     """Where to write what leaves the workspace, resolved: in it lies nothing that no fact names.
 
+    Args:
+        workspace: what is left.
+        path: a file, which may be there, or a ``directory``, which may not.
+
     Raises:
-        InputError: if it lies in the workspace, where no deletion would reach it, or no file can be there.
+        InputError: if it lies in the workspace, where no deletion would reach it, or cannot be there.
     """
-    file = file.resolve()
-    if file.is_dir() or not file.parent.is_dir():
-        raise InputError("a file in a directory that exists", str(file), "choose another place")
-    if file.is_relative_to(workspace.path.resolve()):
+    path = path.resolve()
+    what = "a directory" if directory else "a file"
+    if (path.exists() if directory else path.is_dir()) or not path.parent.is_dir():
+        wanted = f"{what} {'that is not there yet, ' if directory else ''}in a directory that exists"
+        raise InputError(wanted, str(path), "choose another place")
+    if path.is_relative_to(workspace.path.resolve()):
         raise InputError(
-            "a file outside the workspace", str(file), "what is handed out is not the workspace's; choose another place"
+            f"{what} outside the workspace",
+            str(path),
+            "what is handed out is not the workspace's; choose another place",
         )
-    return file
+    return path
 
 
 def export_records(session: Session, file: Path, recipient: str = "") -> int:
@@ -62,10 +71,19 @@ def hand_out(session: Session, file: Path, kind: str, data: bytes, parents: Sequ
     """
     file = outside(session.workspace, file)
     with session.accepting():
-        if list(parents) != [head for head, _ in session.workspace.book.served()]:
-            raise OperationError("the same heads served throughout", "a swap meanwhile", "run the same command again")
+        refuse_swapped(session.workspace, parents)
         register_derived(session, kind, data, parents)
         replace_file(file, data, private=True)
+
+
+def refuse_swapped(workspace: Workspace, parents: Sequence[Head]) -> None:
+    """Refuse to hand out what was made of ``parents`` once other heads are served.
+
+    Raises:
+        OperationError: if they are: a deletion may have come in between.
+    """
+    if list(parents) != [head for head, _ in workspace.book.served()]:
+        raise OperationError("the same heads served throughout", "a swap meanwhile", "run the same command again")
 
 
 def register_derived(session: Session, kind: str, data: bytes, parents: Sequence[Head], recipient: str = "") -> None:
@@ -84,3 +102,23 @@ def register_derived(session: Session, kind: str, data: bytes, parents: Sequence
     body: dict[str, Any] = {"kind": kind, "keyed_digest": mark, "parents": [head.checkpoint for head in parents]}
     body |= refer(session.workspace, {"recipient": recipient})
     session.workspace.ledger.append([(kinds.DERIVED, body)])
+
+
+def register_export(workspace: Workspace, made: Export, path: Path, recipient: str = "") -> None:
+    """Record that a model was made of served heads, before its directory is there.
+
+    Args:
+        workspace: whose caller may append.
+        made: the export.
+        path: where it will be; kept as a reference unless it is the workspace's own.
+        recipient: who gets it and must be told of a later deletion; kept as a reference.
+    """
+    said = {"recipient": recipient} | ({} if made.kept else {"location": str(path)})
+    body: dict[str, Any] = {
+        "kind": "export",
+        "form": made.form,
+        "keyed_digest": made.keyed_digest,
+        "parents": sorted(made.parents),
+        "kept": made.kept,
+    }
+    workspace.ledger.append([(kinds.EXPORT, body | refer(workspace, said))])

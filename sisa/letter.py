@@ -109,7 +109,7 @@ def letter(workspace: Workspace, request_id: str) -> str:
         "not_claimed": "\n".join(f"- {claim};" for claim in predicate["not_claimed"]),
         "absent": _absent(len(request.targets.absent)),
         "backups": _backups(predicate["erasure"]),
-        "handed_out": _handed_out(workspace, predicate["handed_out"]),
+        "handed_out": _handed_out(workspace, [item for item in predicate["handed_out"] if not item.get("kept")]),
     }
     return (_DONE if request.tags else _ABSENT).format(**values)
 

@@ -61,14 +61,14 @@ def check_texts(workspace: Workspace) -> Check:
 
 
 def recipients(workspace: Workspace) -> dict[str, str]:
-    """Reference of each recipient → when something was last handed to them; without those retired since."""
+    """Reference of each recipient, and place, → when something was last handed out there; without those retired."""
     last: dict[str, str] = {}
-    for fact in workspace.ledger.facts(kinds.DERIVED, kinds.RETIRED):
+    for fact in workspace.ledger.facts(kinds.DERIVED, kinds.EXPORT, kinds.RETIRED):
         if fact.kind == kinds.RETIRED:
             for name in fact.body["objects"]:
                 last.pop(name, None)
-        elif "recipient" in fact.body:
-            last[fact.body["recipient"]] = fact.created
+        else:
+            last |= {fact.body[name]: fact.created for name in ("recipient", "location") if name in fact.body}
     return last
 
 

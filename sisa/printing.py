@@ -54,6 +54,7 @@ def print_deleted(document: dict[str, Any], *, dry_run: bool, queued: bool = Fal
         out.print(f"[yellow]never held, left out:[/] {escape(quoted(missing))}")
     for label in document["labels_gone"]:
         out.print(f"[yellow]last record of label[/] {_shown(label)}: its name stays in the recipe")
+    _print_stale(document["stale"], later=dry_run or queued)
     if dry_run:
         for request, completed in document["earlier"].items():
             state = f"completed on {completed[:10]}" if completed else "not completed yet"
@@ -75,6 +76,36 @@ def print_deleted(document: dict[str, Any], *, dry_run: bool, queued: bool = Fal
             f"Registered files may still hold it: {files} "
             "(delete it there too; deleted records are left out at the next ingest)"
         )
+
+
+def _print_stale(stale: Sequence[dict[str, Any]], *, later: bool) -> None:
+    """What was made of the records' models: purged here, or to be recalled by whoever handed it out."""
+    for made in stale:
+        what = f"{made['form']} export" if made["form"] else made["kind"]
+        if made["kept"]:
+            out.print(f"{'To be purged' if later else 'Purged'}: {what} kept at {_shown(made['location'] or '?')}")
+            continue
+        place = f" to {_shown(made['location'])}" if made["location"] else ""
+        whom = f" for {_shown(made['recipient'])}" if made["recipient"] else ""
+        out.print(f"[yellow]Left the house, recall it:[/] {what} of {made['created'][:10]}{place}{whom}")
+
+
+def print_exported(document: dict[str, Any]) -> None:
+    """What was exported, how near its files are to memory, and what to know."""
+    compared, merge = document["compared"], document["merge"]
+    how = f" ({merge['method']})" if merge else ""
+    out.print(f"Wrote [bold]{document['form']}[/]{how} of {counted(len(document['heads']), 'shard')}, ", end="")
+    out.print(f"manifest {document['manifest_generation']}, to {_shown(document['path'])}")
+    out.print(
+        f"Loaded again from there: the tensors are the same bits, {counted(compared['probes'], 'answer')} within "
+        f"{compared['difference']:.1g} (allowed {compared['tolerance']:g})."
+    )
+    for warning in document["warnings"]:
+        out.print(f"[yellow]mind:[/] {_shown(warning)}")
+    if document["kept"]:
+        out.print("It is the workspace's: purged with the first of its checkpoints.")
+    else:
+        out.print("It left the workspace: a later deletion names it, and you have to recall it.")
 
 
 def print_requests(listed: Sequence[dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
@@ -20,7 +20,10 @@ from sisa.commands.options import (
     who_options,
     workspace_option,
 )
-from sisa.printing import out, print_deleted, print_ingested, print_json, print_status
+from sisa.printing import out, print_deleted, print_exported, print_ingested, print_json, print_status
+
+if TYPE_CHECKING:
+    from sisa.session import Session
 
 
 @click.command()
@@ -211,19 +214,75 @@ def delete(
 
 @click.command()
 @workspace_option
-@click.option("--records", type=FILE, required=True, help="Write the surviving records here (JSONL).")
-@click.option("--recipient", default="", help="Who gets them, and must be told of later deletions.")
+@click.option("--records", type=FILE, help="Write the surviving records here (JSONL).")
+@click.option(
+    "--form",
+    type=click.Choice(["adapters", "adapter", "model", "ensemble"]),
+    help="Export the served model: a PEFT adapter per shard, one merged, a full model, or all shards as one model.",
+)
+@click.option("--out", "target", type=FILE, help="With --form: write this directory, which is not there yet.")
+@click.option("--keep", is_flag=True, help="With --form: keep it in the workspace; a deletion purges it.")
+@click.option("--method", default="cat", show_default=True, help="How to merge (adapter, model): see `sisa merge`.")
+@click.option("--weighting", type=click.Choice(["equal", "records"]), default="equal", help="Of the shards in a merge.")
+@click.option("--rank", type=click.IntRange(min=1), help="Of the adapter that --method svd makes.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of a merge that draws at random.")
+@click.option("--probe", type=LINES, help="JSONL inputs on which files and memory are compared; neutral ones if none.")
+@click.option("--metrics", type=FILE, help="JSON for the card, such as `sisa evaluate --json` prints.")
+@click.option("--sign", is_flag=True, help="Add an OpenSSF Model Signing bundle; needs the extra [sign].")
+@click.option("--recipient", default="", help="Who gets it, and must be told of later deletions.")
+@set_option
 @json_option
-def export(workspace: Path, records: Path, recipient: str, as_json: bool) -> None:
-    """Hand out the surviving records, with generation and version, for a fresh run elsewhere."""
-    from sisa.export import export_records
+def export(
+    workspace: Path,
+    records: Path | None,
+    form: str | None,
+    target: Path | None,
+    keep: bool,
+    probe: Any,
+    metrics: Path | None,
+    recipient: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    **merging: Any,
+) -> None:
+    """Hand out the surviving records for a fresh run elsewhere, or the served model."""
     from sisa.session import open_session
 
-    with open_session(workspace) as session:
-        count = export_records(session, records.resolve(), recipient)
-    print_json({"records": count, "file": str(records.resolve())}) if as_json else out.print(
-        f"Wrote {count} records to {escape(str(records))}. It is personal data."
-    )
+    if (records is None) == (form is None):
+        raise click.UsageError("give either --records or --form")
+    if (form is not None) != ((target is not None) != keep) or (form is None and (target is not None or keep)):
+        raise click.UsageError("with --form, give either --out or --keep; without it, neither")
+    if keep and recipient:
+        raise click.UsageError("nobody receives what is kept: leave out --recipient, or give --out")
+    with open_session(workspace, overrides) as session:
+        if records is not None:
+            document = _export_records(session, records, recipient)
+        else:
+            wish = {"form": form, "recipient": recipient, **merging}
+            document = _export_model(session, wish, target, probe, metrics)
+    if as_json:
+        print_json(document)
+    elif records is not None:
+        out.print(f"Wrote {document['records']} records to {escape(str(records))}. It is personal data.")
+    else:
+        print_exported(document)
+
+
+def _export_records(session: Session, records: Path, recipient: str) -> dict[str, Any]:
+    from sisa.export import export_records
+
+    return {"records": export_records(session, records.resolve(), recipient), "file": str(records.resolve())}
+
+
+def _export_model(
+    session: Session, wish: dict[str, Any], target: Path | None, probe: Any, metrics: Path | None
+) -> dict[str, Any]:
+    from sisa.export_model import Wish, export_model, read_metrics
+    from sisa.predict import read_inputs
+
+    inputs = () if probe is None else read_inputs(probe, session.recipe.task)
+    measured = None if metrics is None else read_metrics(metrics)
+    return export_model(session, Wish(**wish, probe=inputs, metrics=measured), target).to_json()
 
 
 @click.command()

@@ -606,8 +606,11 @@ def erasure(p: Any, accepted: Any, erasures: list[Any], purges: list[Any]) -> An
     values = {
         "PARTS": sorted(part for fact in erasures for part in fact["body"]["digests"]),
         "OBJECTS": sorted(part for fact in purges for part in fact["body"]["objects"]),
-        "MARKS": [item["keyed_digest"] for item in p["handed_out"]],
+        "MARKS": [item["keyed_digest"] for item in p["handed_out"] if not item.get("kept")],
+        "KEPT": [item["keyed_digest"] for item in p["handed_out"] if item.get("kept")],
     }
+    if not values["KEPT"]:
+        filled = [item for item in filled if item == "BACKUPS" or "exports" not in item["evidence"]]
     for at, item in enumerate(filled):
         if item == "BACKUPS":
             filled[at] = json.loads(forms)[days is not None]

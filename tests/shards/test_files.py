@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from shards import files
 from shards.errors import StorageError
-from shards.files import replace_file, storage, write_new
+from shards.files import move_tree, replace_file, storage, write_new
 
 
 def test_a_replaced_file_holds_the_new_content_and_leaves_no_other_file(tmp_path: Path) -> None:
@@ -48,3 +49,48 @@ def test_a_new_file_never_overwrites(tmp_path: Path) -> None:
 def test_an_operating_system_error_says_what_could_not_be_done_and_where() -> None:
     with pytest.raises(StorageError, match=r"to read it\n   found Permission denied \(/x\)"), storage("read it"):
         raise PermissionError(13, "Permission denied", "/x")
+
+
+def made(path: Path) -> Path:
+    (path / "inner").mkdir(parents=True)
+    (path / "inner" / "f").write_bytes(b"1")
+    return path
+
+
+@pytest.mark.parametrize("device", ["the same", "another"])
+def test_a_directory_is_moved_in_full(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = made(tmp_path / "source"), tmp_path / "target"
+    real = Path.rename
+
+    def elsewhere(self: Path, to: Path) -> Path:
+        if self == source:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return real(self, to)
+
+    if device == "another":
+        monkeypatch.setattr(Path, "rename", elsewhere)
+    move_tree(source, target)
+    assert (target / "inner" / "f").read_bytes() == b"1"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_directory_is_moved_over_nothing(tmp_path: Path) -> None:
+    source = made(tmp_path / "source")
+    (tmp_path / "target").mkdir()
+    with pytest.raises(StorageError, match="is there already"):
+        move_tree(source, tmp_path / "target")
+    assert (source / "inner" / "f").exists()
+
+
+def test_a_copy_to_another_file_system_that_fails_leaves_nothing_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = made(tmp_path / "source")
+
+    def never(self: Path, to: Path) -> Path:
+        raise OSError(errno.EXDEV if self == source else errno.ENOSPC, "no")
+
+    monkeypatch.setattr(Path, "rename", never)
+    with pytest.raises(StorageError):
+        move_tree(source, tmp_path / "target")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]

@@ -33,7 +33,7 @@ ONLY_IN = {
         "shards.sqlite_texts",
         "shards.whereabouts",
     },
-    "peft": {"sisa.adapter"},
+    "peft": {"sisa.adapter", "sisa.export_forms"},
     "mergekit": {"sisa.merge"},
     "hashlib": {"shards.digest"},
     "hmac": {"shards.digest"},

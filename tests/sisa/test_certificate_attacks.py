@@ -24,6 +24,7 @@ from securesystemslib.signer import CryptoSigner
 
 from orchestration.inline import InlineExecutor
 from shards import kinds
+from shards.derived import Export
 from shards.digest import canonical_json, keyed
 from shards.errors import InputError
 from shards.keyfiles import read_signing_key
@@ -33,7 +34,7 @@ from shards.workspace import Workspace
 from sisa import log
 from sisa.certificate import certificate_path, is_intact
 from sisa.delete import delete, unfinished_requests
-from sisa.export import export_records, register_derived
+from sisa.export import export_records, register_derived, register_export
 from sisa.ingest import Ingested, commit
 from sisa.receipt import receipt
 from sisa.session import Session
@@ -71,6 +72,10 @@ def session() -> Iterator[Session]:
         train(made, executor=INLINE, trainer=TRAINER)
         export_records(made, directory / "copy.jsonl", recipient="a partner")
         register_derived(made, "predictions", b"answers", [head for head, _ in made.workspace.book.served()])
+        parents = frozenset(head.checkpoint for head, _ in made.workspace.book.served())
+        for kept in (False, True):
+            model = Export("model", f"{kept:d}" * 64, parents, kept)
+            register_export(made.workspace, model, directory / "model", "a partner")
         who = {"requester": "somebody", "reason": "Art. 17"}
         ids = ["r1", "r4", "nobody"]
         delete(made, ids, request_id="req", ignore_missing=True, who=who, executor=INLINE, trainer=TRAINER)
@@ -93,6 +98,8 @@ WORKSPACE_ONLY = {
     "predicate.records.surviving": "the vault is not in the file",
     "predicate.records.digest": "the vault is not in the file",
     "predicate.handed_out[*].kind": "the facts of what was handed out are not in the file",
+    "predicate.handed_out[*].form": "the facts of what was handed out are not in the file",
+    "predicate.handed_out[*].location": "the facts of what was handed out are not in the file",
     "predicate.handed_out[*].recipient": "the facts of what was handed out are not in the file",
     "predicate.handed_out[*].parents[*]": "the facts of what was handed out are not in the file",
     "predicate.replay.seeds": "words",
@@ -112,6 +119,9 @@ NOBODY = {
 # The same lists, for what is left out and for what is there too many.
 LEFT_OUT = {
     "predicate.handed_out[*].kind",
+    "predicate.handed_out[*].form",
+    "predicate.handed_out[*].kept",
+    "predicate.handed_out[*].location",
     "predicate.handed_out[*].recipient",
     "predicate.handed_out[*].parents",
     "predicate.handed_out[*].parents[*]",

@@ -13,9 +13,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from orchestration.inline import InlineExecutor
+from shards.derived import Export
 from sisa.certificate import certificate_path
 from sisa.delete import delete
-from sisa.export import export_records, register_derived
+from sisa.export import export_records, register_derived, register_export
 from sisa.ingest import Ingested, commit
 from sisa.key import rotate
 from sisa.session import Session
@@ -43,6 +44,10 @@ def sessions() -> Iterator[dict[str, Session]]:
         train(made, executor=INLINE, trainer=TRAINER)
         export_records(made, directory / "copy.jsonl", recipient="a partner")
         register_derived(made, "predictions", b"answers", [head for head, _ in made.workspace.book.served()])
+        parents = frozenset(head.checkpoint for head, _ in made.workspace.book.served())
+        for kept in (False, True):
+            model = Export("model", f"{kept:d}" * 64, parents, kept)
+            register_export(made.workspace, model, directory / "model", "a partner")
         layout = made.workspace.layout()
         emptied = [one.record.id for one in made.workspace.survivors() if layout.place(one.record).shard == 1]
         left = [one.record.id for one in made.workspace.survivors() if one.record.id not in emptied]
@@ -100,6 +105,7 @@ def test_the_cases_are_what_they_are_called(sessions: dict[str, Session]) -> Non
     assert "key/1" in [fact["kind"] for fact in said["rotated"]["log"]["facts"]]
 
 
+OPTIONAL = ("until", "recipient", "form", "kept", "location")
 OPEN = re.compile(r"predicate\.(environments\[\d+\]|replay\.recipe|log\.facts\[\d+\]\.body\.recipe)")
 
 
@@ -114,7 +120,7 @@ def test_a_field_too_many_or_too_few_does_not_validate(sessions: dict[str, Sessi
         assert STATEMENT.is_valid(lie) == bool(OPEN.fullmatch(name)), name
         for field in inside(statement, place):
             optional = OPEN.fullmatch(name) or name in ("predicate.absence", "predicate.request.references")
-            optional = optional or name.endswith((".evidence", "body.references")) or field in ("until", "recipient")
+            optional = optional or name.endswith((".evidence", "body.references")) or field in OPTIONAL
             if not optional:
                 lie = copy.deepcopy(statement)
                 del inside(lie, place)[field]

@@ -101,7 +101,29 @@ def test_no_command_hands_out_into_the_workspace(workspace: Path) -> None:
     with unchanged(workspace):
         for command in (
             ("export", "--records", file),
+            ("export", "--form", "adapters", "--out", file),
             ("predict", "--text", "x", "--output", file),
             ("letter", "--request", "req", "--output", file),
         ):
             refused(sisa(*command, "-w", workspace), "outside the workspace")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("--records", "r", "--form", "model"), ("--form", "model"), ("--form", "model", "--out", "o", "--keep"),
+     ("--form", "model", "--keep", "--recipient", "A Partner"), ("--records", "r", "--keep"),
+     ("--records", "r", "--out", "o"), ("--form", "weights", "--out", "o")],
+)  # fmt: skip
+def test_an_export_is_of_one_thing_to_one_place(arguments: tuple[str, ...], workspace: Path, tmp_path: Path) -> None:
+    with unchanged(workspace):
+        result = sisa("export", "-w", workspace, *arguments)
+    assert result.code == 2
+    assert "Usage:" in result.err
+
+
+def test_metrics_that_are_no_json_are_refused(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics").write_text("accuracy: 0.9")
+    out = tmp_path / "out"
+    command = ("export", "-w", workspace, "--form", "adapters", "--out", out, "--metrics", tmp_path / "metrics")
+    refused(sisa(*command), "JSON in")
+    assert not out.exists()
