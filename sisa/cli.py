@@ -19,7 +19,7 @@ import click
 
 from shards.errors import SisaError
 from sisa import __version__
-from sisa.commands import flows, people, proof, queue, trust
+from sisa.commands import evaluation, flows, people, proof, queue, trust
 from sisa.printing import as_ours, err, print_error
 
 _COMMANDS = [
@@ -27,6 +27,7 @@ _COMMANDS = [
     flows.ingest,
     flows.train,
     flows.predict,
+    evaluation.evaluate,
     flows.delete,
     queue.requests,
     queue.work,
