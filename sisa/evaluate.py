@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from shards.errors import InputError, OperationError, RecordError
-from shards.manifest import ModelManifest
+from shards.errors import ConfigError, InputError, OperationError, RecordError
 from shards.records import Record, read_records
 from shards.vault import StoredRecord
 from sisa.predict import Predictor
+from sisa.results import Evaluation, Known, Result
 from sisa.served import ServedHead, served_heads
 from sisa.session import Session
 from sisa.wording import counted
@@ -30,83 +30,6 @@ if TYPE_CHECKING:
 SAMPLES = 20  # records that answers are generated to; the dearest thing here
 
 _Scores = Sequence["torch.Tensor"]
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """Records to evaluate on that this workspace knows.
-
-    Attributes:
-        held: trained on, or about to be.
-        deleted: deleted here.
-        same_content: neither, but with the content of one that is held or was deleted, under another ID.
-    """
-
-    held: int
-    deleted: int
-    same_content: int
-
-    def to_json(self) -> dict[str, int]:
-        """As printed."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How good one way to answer is.
-
-    Attributes:
-        name: of the shard, aggregation or merge.
-        kind: which of these.
-        passes: through the base for each input (for each token of a generated answer).
-        seconds: wall-clock of reading all records, if it was measured alone.
-        metrics: name → value; infinite where an answer was given no chance.
-        notes: what else there is to know, as of a merge its error and warnings.
-    """
-
-    name: str
-    kind: Literal["shard", "aggregation", "merge"]
-    passes: int
-    seconds: float | None
-    metrics: Mapping[str, float]
-    notes: Mapping[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """As printed; JSON has no infinity, so that is null."""
-        metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
-        return {"name": self.name, "kind": self.kind, **metrics, "passes": self.passes, "seconds": self.seconds} | dict(
-            self.notes
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What was found.
-
-    Attributes:
-        manifest: what was served from the first to the last answer.
-        records: how many were read.
-        samples: to how many of them answers were generated.
-        known: how many of them are no held-out records.
-        results: shards, then aggregations, then merges.
-    """
-
-    manifest: ModelManifest
-    records: int
-    samples: int
-    known: Known
-    results: tuple[Result, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """As printed."""
-        return {
-            "manifest_generation": self.manifest.generation,
-            "manifest_digest": self.manifest.digest,
-            "records": self.records,
-            "samples": self.samples,
-            "known": self.known.to_json(),
-            "results": [result.to_json() for result in self.results],
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +155,8 @@ def _labelled(asked: _Asked) -> list[Result]:
 
     from sisa.aggregate import shard_logits
     from sisa.ensemble import POOLINGS, pool
-    from sisa.merged_model import MergedModel
     from sisa.metrics import classification
+    from sisa.plain_model import merged_model
 
     inputs = asked.contents()
     targets = torch.tensor([asked.session.recipe.labels.index(content["label"]) for content in inputs])
@@ -248,7 +171,7 @@ def _labelled(asked: _Asked) -> list[Result]:
         for how in POOLINGS
     ]
     for merged in asked.merges():
-        model = MergedModel(asked.session, merged.tensors)
+        model = merged_model(asked.session, merged.tensors)
         started = time.monotonic()
         scores = model.logits(inputs)
         seconds = time.monotonic() - started
@@ -276,14 +199,14 @@ def _spoken(asked: _Asked) -> list[Result]:
     """Answers: the probability of the true ones from one pass, and generated ones of some records.
 
     The pass gives each constituent's probability of the true tokens only. That is enough for the mean and the
-    weighted mean of probabilities; other poolings would need those of the whole vocabulary.
+    weighted mean of probabilities; the mean of logits takes a pass of its own, for it needs the whole vocabulary.
     """
     import torch
 
     from sisa.aggregate import answer_scores, generate
-    from sisa.merged_model import MergedModel
+    from sisa.plain_model import merged_model
 
-    session, heads, contents = asked.session, asked.heads, asked.contents()
+    session, heads, contents = _greedy(asked.session), asked.heads, asked.contents()
     _refuse_silent(session, asked.records)
     answer_scores(session, heads, contents[:1])
     started = time.monotonic()
@@ -299,16 +222,37 @@ def _spoken(asked: _Asked) -> list[Result]:
     for how, weights in (("mean", torch.ones_like(behind)), ("weighted", behind)):
         shares = (weights / weights.sum()).log()[:, None]
         found = _answers([(each.double() + shares).logsumexp(0) for each in scores])
-        pooled = replace(session, options=session.options.model_copy(update={"aggregation": how}))
-        found |= _rouge(generate(pooled, heads, inputs), truths)
+        found |= _rouge(generate(_greedy(session, how), heads, inputs), truths)
         results.append(Result(how, "aggregation", len(heads), seconds, found, {}))
+    results.append(_by_logits(asked, _rouge(generate(_greedy(session, "logit"), heads, inputs), truths)))
     for merged in asked.merges():
-        model = MergedModel(session, merged.tensors)
+        model = merged_model(session, merged.tensors)
         started = time.monotonic()
         alone = model.answer_scores(asked.records)
         seconds = time.monotonic() - started
         results.append(_merge(merged, seconds, _answers(alone) | _rouge(model.generate(inputs), truths)))
     return results
+
+
+def _greedy(session: Session, aggregation: str = "mean") -> Session:
+    """The same, answering by the likeliest tokens under an aggregation, whatever the options say."""
+    changed = {"aggregation": aggregation, "num_beams": 1, "temperature": 0.0}
+    return replace(session, options=session.options.model_copy(update=changed))
+
+
+def _by_logits(asked: _Asked, rouge: Mapping[str, float]) -> Result:
+    """The mean of logits, of the model that an export would hold; without scores where heads cannot share a pass."""
+    from sisa.aggregate import ensemble
+    from sisa.plain_model import PlainModel
+
+    session, count = _greedy(asked.session, "logit"), len(asked.heads)
+    try:
+        model = PlainModel(session, ensemble(session, asked.heads))
+    except ConfigError as error:
+        return Result("logit", "aggregation", count, None, rouge, {"warnings": [f"not scored: found {error.found}"]})
+    started = time.monotonic()
+    scores = model.answer_scores(asked.records)
+    return Result("logit", "aggregation", count, time.monotonic() - started, _answers(scores) | rouge, {})
 
 
 def _refuse_silent(session: Session, records: Sequence[Record]) -> None:

@@ -11,7 +11,7 @@ from shards.errors import MissingDependencyError
 from sisa.wording import counted, plain
 
 if TYPE_CHECKING:
-    from sisa.evaluate import Result
+    from sisa.results import Result
 
 _LABELS = {"accuracy": "accuracy", "answer_probability": "probability of the true answer"}
 _COLOURS = {"shard": "#999999", "aggregation": "#1b6ca8", "merge": "#c4561b"}

@@ -5,75 +5,43 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from shards.errors import OperationError
-from shards.records import Record, make_content
+from shards.errors import ConfigError, OperationError
 from shards.workspace import Workspace
 from sisa import aggregate, metrics
-from sisa.adapter import process_adapter
-from sisa.base_model import load_tokenizer, pinned_path
-from sisa.encoding import IGNORED, encode, encode_prompt, pad_batch
 from sisa.evaluate import evaluate
-from sisa.merged_model import MergedModel
+from sisa.plain_model import merged_model
 from sisa.served import ServedHead, served_heads
 from sisa.session import Session, open_session
 from tests.flows.fixtures import Deletion, Site
 from tests.flows.helpers import chat, done, refused, sisa, ticket, tree, write_jsonl
+from tests.reference import alone, answer_scores, shard_logits
 
 HELD_OUT = [ticket(number) | {"id": f"new-{number}"} for number in range(20, 31)]
 SPOKEN = [chat(number) | {"id": f"new-{number}"} for number in range(20, 26)]
-Slot = Callable[[ServedHead], Any]
 
 
-# -- the reference: each head in the one adapter slot, one text at a time --------------------------
+# -- stand-ins --------------------------------------------------------------------------------
 
 
-def alone(session: Session) -> tuple[Slot, Any]:
-    """What puts a head into the slot and returns the model, and the tokenizer."""
-    base = str(pinned_path(session.recipe, session.options.base_model))
-    adapter = process_adapter(session.recipe, base)
+class Pooled(torch.nn.Module):
+    """The mean of logits of every head, as one model."""
 
-    def put(head: ServedHead) -> Any:
-        adapter.load(head.weights)
-        return adapter.model
+    def __init__(self, session: Session, heads: Sequence[ServedHead]) -> None:
+        super().__init__()
+        assert session.options.model_dump()["aggregation"] == "logit"
+        self.put, self.heads = alone(session)[0], heads
 
-    return put, load_tokenizer(session.recipe, base)
-
-
-@torch.no_grad()
-def shard_logits(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dict[str, Any]]) -> torch.Tensor:
-    put, tokenizer = alone(session)
-    texts = [encode_prompt(fields, session.recipe, tokenizer) for fields in inputs]
-    rows = []
-    for head in heads:
-        model = put(head)
-        rows.append([model(**pad_batch([text], 0, "cpu")).logits[0].double() for text in texts])
-    scores: torch.Tensor = torch.stack([torch.stack(row) for row in rows])
-    return scores
-
-
-@torch.no_grad()
-def answer_scores(
-    session: Session, heads: Sequence[ServedHead], contents: Sequence[dict[str, Any]]
-) -> list[torch.Tensor]:
-    put, tokenizer = alone(session)
-    found: list[list[torch.Tensor]] = [[] for _ in contents]
-    for head in heads:
-        model = put(head)
-        for scores, content in zip(found, contents, strict=True):
-            example = encode(Record("x", make_content(content)), session.recipe, tokenizer)
-            logits = model(**pad_batch([example.tokens], 0, "cpu")).logits[0].double().log_softmax(-1)
-            pairs = [(at, target) for at, target in enumerate(example.targets) if target != IGNORED]
-            scores.append(torch.stack([logits[at - 1, target] for at, target in pairs]))
-    return [torch.stack(scores) for scores in found]
+    def forward(self, **inputs: Any) -> Any:
+        return SimpleNamespace(logits=torch.stack([self.put(head)(**inputs).logits for head in self.heads]).mean(0))
 
 
 def generate(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dict[str, Any]]) -> list[str]:
@@ -117,6 +85,7 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins for what computes faster."""
     for function in (shard_logits, answer_scores, generate):
         monkeypatch.setattr(aggregate, function.__name__, function, raising=False)
+    monkeypatch.setattr(aggregate, "ensemble", Pooled, raising=False)
     for name, contents in (
         ("sisa.ensemble", {"POOLINGS": ("mean", "weighted"), "pool": pool}),
         ("sisa.merge", {"METHODS": ("cat", "svd"), "merge": of_the_first_shard}),
@@ -187,7 +156,7 @@ def test_tensors_that_are_not_all_of_a_merge_are_refused(classification: Site) -
             {},
         ):
             with pytest.raises(InputError, match="weights that this base can take"):
-                MergedModel(session, odd)
+                merged_model(session, odd)
 
 
 def test_a_record_that_is_or_was_held_is_refused_and_with_include_known_said_loudly(
@@ -317,6 +286,8 @@ def test_answers_are_scored_token_by_token_and_averaged_as_probabilities(causal:
     behind = torch.tensor([head.records for head in heads], dtype=torch.float64)
     weighted = [(each.exp() * (behind / behind.sum())[:, None]).sum(0).log() for each in scores]
     assert found["weighted"]["answer_probability"] == pytest.approx(metrics.answer_probability(weighted))
+    assert list(found) == ["shard 0", "shard 1", "mean", "weighted", "logit", "cat"]
+    assert 1 < found["logit"]["perplexity"] != pytest.approx(found["mean"]["perplexity"])
     for name in ("perplexity", "answer_probability"):
         assert found["cat"][name] == pytest.approx(found["shard 0"][name], rel=1e-4)
     assert document["samples"] == 3
@@ -337,6 +308,19 @@ def test_generated_answers_are_held_against_the_true_ones_and_bare_texts_are_no_
     assert found["shard 0"]["rouge_l_f1"] == 0
     none = by_name(done("evaluate", "-w", causal.path, "--data", spoken, "--samples", "0"))
     assert "rouge_l_f1" not in none["mean"]
+
+
+def test_logits_of_heads_that_cannot_share_a_pass_are_not_scored_and_that_is_said(
+    causal: Site, spoken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ConfigError("linear layers", "others", "merge them")
+
+    monkeypatch.setattr(aggregate, "ensemble", refuse)
+    found = by_name(done("evaluate", "-w", causal.path, "--data", spoken))["logit"]
+    assert "perplexity" not in found
+    assert "rouge_l_f1" in found
+    assert "not scored: found others" in sisa("evaluate", "-w", causal.path, "--data", spoken).out
 
 
 def test_a_record_without_an_answer_is_named(causal: Site, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra [eval])")
 
 from sisa import figures
-from sisa.evaluate import Result
 from sisa.figures import quality_against_cost, quality_by_shards, spread_apart
+from sisa.results import Result
 
 NEAR = {"cat": 0.801, "linear": 0.8011, "karcher": 0.8009, "svd": 0.79, "ties": 0.70, "della": 0.695}
 

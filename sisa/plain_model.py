@@ -1,4 +1,4 @@
-"""A merge put over a base of its own: one plain model, asked without PEFT."""
+"""One transformers model, asked without PEFT: a merge over a base of its own, or an ensemble as it is exported."""
 
 from __future__ import annotations
 
@@ -16,31 +16,34 @@ from sisa.encoding import IGNORED, encode, encode_prompt, end_token_id, pad_batc
 from sisa.session import Session
 
 
-class MergedModel:
-    """The base, fresh from disk, with a merge's tensors in place of its own."""
+def merged_model(session: Session, tensors: Mapping[str, torch.Tensor]) -> PlainModel:
+    """The base, fresh from disk, with a merge's full weights (by the base's own names) in place of its own.
 
-    def __init__(self, session: Session, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Load the base and put ``tensors`` (full weights by the base's own names) into it.
+    Raises:
+        InputError: if they are not this base's, or leave a head that no file holds.
+    """
+    with quiet_transformers():
+        model, missing = load_base(session.recipe, str(pinned_path(session.recipe, session.options.base_model)))
+    own = model.state_dict()
+    odd = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
+    odd += sorted(missing - tensors.keys())
+    if odd or not tensors:
+        raise InputError(
+            "full weights that this base can take",
+            f"none that fit, for instance of {odd[0]}" if odd else "a merge that is an adapter only",
+            "export the merge, and evaluate what was exported",
+        )
+    model.load_state_dict(tensors, strict=False)
+    return PlainModel(session, model.eval())
 
-        Raises:
-            InputError: if they are not this base's, or leave a head that no file holds.
-        """
-        self._recipe, self._options = session.recipe, session.options
-        base = str(pinned_path(self._recipe, self._options.base_model))
-        with quiet_transformers():
-            self._model, missing = load_base(self._recipe, base)
-        own = self._model.state_dict()
-        odd = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
-        odd += sorted(missing - tensors.keys())
-        if odd or not tensors:
-            raise InputError(
-                "full weights that this base can take",
-                f"none that fit, for instance of {odd[0]}" if odd else "a merge that is an adapter only",
-                "export the merge, and evaluate what was exported",
-            )
-        self._model.load_state_dict(tensors, strict=False)
-        self._model.eval()
-        self._tokenizer: Any = load_tokenizer(self._recipe, base)
+
+class PlainModel:
+    """A model of the recipe's task, asked under the recipe's switches."""
+
+    def __init__(self, session: Session, model: Any) -> None:
+        self._recipe, self._options, self._model = session.recipe, session.options, model
+        base = str(pinned_path(session.recipe, session.options.base_model))
+        self._tokenizer: Any = load_tokenizer(session.recipe, base)
 
     def logits(self, inputs: Sequence[dict[str, Any]]) -> torch.Tensor:
         """Scores (N, labels) of each input's ``text``."""
