@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from sisa.predict import Predictor
 from sisa.results import Evaluation, Known, Result
 from sisa.served import ServedHead, served_heads
 from sisa.session import Session
-from sisa.wording import counted
+from sisa.wording import counted, quoted
 
 if TYPE_CHECKING:
     import torch
@@ -58,18 +58,20 @@ class _Asked:
 
     def conversations(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Inputs and true answers of the first records that have both; a bare text is no question."""
-        asked = [content for content in self.contents() if "text" not in content][: self.samples]
+        asked = [one for one in self.contents() if "prompt" in one or len(one.get("messages", ())) > 1][: self.samples]
         inputs = [
             {"messages": one["messages"][:-1]} if "messages" in one else {"prompt": one["prompt"]} for one in asked
         ]
         answers = [one["messages"][-1]["content"] if "messages" in one else one["completion"] for one in asked]
         return inputs, answers
 
-    def merges(self) -> list[Merged]:
-        """Each merge asked for."""
-        from sisa.merge import merge
+    def merges(self) -> Iterator[Merged]:
+        """Each merge asked for, one at a time: it is as large as a model."""
+        if self.methods:
+            from sisa.merge import merge
 
-        return [merge(self.session, self.heads, method, weighting=self.weighting) for method in self.methods]
+            for method in self.methods:
+                yield merge(self.session, self.heads, method, weighting=self.weighting)
 
 
 def evaluate(
@@ -140,7 +142,7 @@ def _known(session: Session, records: Sequence[Record], *, include: bool) -> Kno
         raise InputError(
             "records that this workspace never held",
             f"{len(held)} of {counted(len(records), 'record')} held here and {len(deleted)} deleted here, "
-            f"for instance ID {min(held | deleted)!r}",
+            f"for instance ID {quoted(min(held | deleted))}",
             "leave them out; with --include-known they are taken, and the result says so",
         )
     return Known(len(held), len(deleted), sum(one in contents for one in fingerprints))

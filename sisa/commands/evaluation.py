@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from sisa.commands.options import FILE, json_option, set_option, workspace_option
@@ -131,7 +132,7 @@ def _print_evaluation(document: Mapping[str, Any]) -> None:
     _print_results(document["results"], ("passes", "seconds"))
     for result in document["results"]:
         for warning in result.get("warnings", ()):
-            out.print(f"[yellow]{result['name']}:[/] {warning}", markup=True)
+            out.print(f"[yellow]{result['name']}:[/] {escape(warning)}")
 
 
 def _print_results(results: Sequence[Mapping[str, Any]], others: Sequence[str]) -> None:
