@@ -48,6 +48,7 @@ bench: $(VENV)/dev ## measure; needs BANKING77=a directory with Banking77's trai
 	$(BIN)/python -m benchmarks.executor_throughput --data "$(BANKING77)"
 	$(BIN)/python -m benchmarks.scheduler_simulation
 	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.leakage --data "$(BANKING77)"
 	@test -z "$(DATA)" || $(BIN)/python -m benchmarks.training_speed --data "$(DATA)"
 	$(MAKE) tables
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.leakage_tables import leakage, leakage_environment
 from benchmarks.markdown import holds, mib, table
 from benchmarks.provenance import PARTS
 from benchmarks.scheduling_tables import (
@@ -345,6 +346,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "coalescing": coalescing,
     "executor_throughput": executor_throughput,
     "gpu_training_speed": gpu_training_speed,
+    "leakage": leakage,
+    "leakage_environment": leakage_environment,
     "scheduler_simulation": scheduler_simulation,
     "scheduler_simulation_trainings": scheduler_simulation_trainings,
     "scheduler_simulation_queues": scheduler_simulation_queues,

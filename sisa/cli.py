@@ -19,7 +19,7 @@ import click
 
 from shards.errors import SisaError
 from sisa import __version__
-from sisa.commands import answers, flows, merging, people, proof, queue, trust
+from sisa.commands import answers, evaluation, flows, merging, people, proof, queue, trust
 from sisa.printing import as_ours, err, print_error
 
 _COMMANDS = [
@@ -28,6 +28,7 @@ _COMMANDS = [
     flows.train,
     flows.predict,
     answers.explain,
+    evaluation.evaluate,
     flows.delete,
     queue.requests,
     queue.work,
