@@ -38,7 +38,7 @@ from shards.errors import InputError, IntegrityError, RecipeMismatchError, SisaE
 from shards.files import TEMPORARY, remove, storage
 from shards.keyfiles import NEXT_FILE, PRIVATE_FILE, PUBLIC_FILE, ROOT_FILE, read_keyring, read_signing_key
 from shards.keys import Keyring
-from shards.layout import ShardLayout
+from shards.layout import TRUNK, ShardLayout
 from shards.ledger import Ledger
 from shards.lineage import Checkpoint, unpack_tags
 from shards.place import Place
@@ -239,8 +239,9 @@ class Workspace:
         return make_plan(self.survivors(), self.layout(), self.pinned().digest)
 
     def chain(self, shard: int) -> Chain:
-        """One shard's part of the plan; reads that shard's records only."""
-        return make_chain(shard, self.survivors(shard), self.layout(), self.pinned().digest)
+        """One shard's part of the plan; reads the records of that shard and of the trunk only."""
+        records = self.survivors(TRUNK) + (self.survivors(shard) if shard != TRUNK else [])
+        return make_chain(shard, records, self.layout(), self.pinned().digest)
 
     def recommit(self, plan: Plan) -> list[tuple[str, dict[str, object]]]:
         """The facts by which the log's slice commitments become those of a plan; none if they are.
@@ -249,7 +250,7 @@ class Workspace:
         """
         current = self.book.slices()
         facts: list[tuple[str, dict[str, object]]] = []
-        steps = {(step.link.shard, step.link.slice): step for chain in plan.chains for step in chain.steps}
+        steps = {(step.link.shard, step.link.slice): step for step in plan.steps().values()}
         for place, step in steps.items():
             made = commit_slice(step)
             self.store.put(leaves_object(step.leaves))

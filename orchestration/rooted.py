@@ -1,0 +1,43 @@
+"""Runs chains of which some start from another one's head: every shard from the trunk's.
+
+The executors know nothing of that: they are given the chains that can begin, and then those that waited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from orchestration.executor import ChainOrder, Executor, Outcome, SliceTrainer
+from shards.lineage import Checkpoint
+
+
+def run_rooted(
+    executor: Executor, chains: Iterable[ChainOrder], trainer: SliceTrainer, workspace: Path, store: Path
+) -> Iterator[Outcome]:
+    """Perform every step, each chain in order; yields each step's outcome as it ends.
+
+    A chain whose root was not made is not begun: the outcome that ended the root's chain says why.
+    """
+    chains = tuple(chains)
+    waiting = [chain for chain in chains if _waits(chain)]
+    roots = {chain.steps[0].link.parent for chain in waiting}
+    made: dict[str, Checkpoint] = {}
+    for outcome in executor.run([chain for chain in chains if not _waits(chain)], trainer, workspace, store):
+        if outcome.checkpoint is not None and outcome.checkpoint.key in roots:
+            made[outcome.checkpoint.key] = outcome.checkpoint
+        yield outcome
+    # One lineage is of one environment class, so that it can be trained anew somewhere.
+    rooted = [
+        replace(chain, parent=root, environment=root.environment)
+        for chain in waiting
+        if (root := made.get(chain.steps[0].link.parent or "")) is not None
+    ]
+    if rooted:
+        yield from executor.run(rooted, trainer, workspace, store)
+
+
+def _waits(chain: ChainOrder) -> bool:
+    """Does its first step start from a checkpoint that is not there yet?"""
+    return bool(chain.steps) and chain.parent is None and chain.steps[0].link.parent is not None
