@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import ParamSpec, Protocol, TypeAlias, TypeVar
 
 from shards.errors import EnvironmentMismatchError, SisaError, StepFailedError
-from shards.layout import chain_name
 from shards.lineage import Checkpoint
 from shards.plan import SliceStep
 from shards.records import Record
+from shards.trunk import chain_name
 
 ATTEMPT = ".attempt-"
 

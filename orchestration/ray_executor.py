@@ -34,7 +34,7 @@ from orchestration.executor import (
 from orchestration.ray_cluster import connected
 from orchestration.schedule import teams
 from shards.errors import OperationError, SisaError, StepFailedError
-from shards.layout import chain_name
+from shards.trunk import chain_name
 
 _PATIENCE_SECONDS = 60.0
 

@@ -95,9 +95,9 @@ def reconcile(
 ) -> Reconciled:
     """Train what the plan of the surviving records lacks, and serve the result.
 
-    Only in ``shards``, if they are named, and the trunk where it is among them: the others wait, served as far
-    as they are clean. The caller drives the workspace. A step that fails ends its chain, which is served up to there; the others go on.
-    The caller decides what to do about ``errors``.
+    Only in ``shards`` (and the trunk, if it is one of them), if they are named: the others wait, served as far as
+    they are clean. The caller drives the workspace. A step that fails ends its chain, which is served up to
+    there; the others go on. The caller decides what to do about ``errors``.
 
     Raises:
         IntegrityError: if a damaged checkpoint, trained again, has other bits than its fact says.
@@ -133,9 +133,7 @@ def reconcile(
     # a deletion accepted meanwhile makes fall waits for its turn.
     steps = plan.steps().keys() | now.steps().keys()
     live = workspace.book.live()
-    fallen = {
-        key for key, made in live.items() if key not in steps and (shards is None or made.link.shard in shards)
-    }
+    fallen = {key for key, made in live.items() if key not in steps and (shards is None or made.link.shard in shards)}
     _purge_fallen(workspace, standing_on(fallen, live))
     return Reconciled(
         manifest=manifest,

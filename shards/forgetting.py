@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from shards.errors import IntegrityError
-from shards.layout import TRUNK, Assignment
+from shards.layout import Assignment
 from shards.lineage import Checkpoint
 from shards.manifest import Head, ModelManifest
+from shards.trunk import TRUNK
 from shards.vault import StoredRecord
 from shards.workspace import Workspace
 

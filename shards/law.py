@@ -12,8 +12,8 @@ from shards import kinds, lock
 from shards.checks import Check, judged, unchecked
 from shards.errors import IntegrityError
 from shards.files import storage
-from shards.layout import TRUNK
 from shards.lineage import Checkpoint, check_lineage
+from shards.trunk import TRUNK
 from shards.workspace import LOCK_FILE, Workspace
 
 

@@ -15,22 +15,14 @@ from typing import Any
 
 from shards.digest import keyed
 from shards.records import PERMANENT, Record
-
-MAX_SHARDS = 4096
-# Where a shard's number stands, this stands for the trunk: the first number that no shard can have.
-TRUNK = MAX_SHARDS
-
-
-def chain_name(shard: int) -> str:
-    """What people are told: the trunk is no shard."""
-    return "trunk" if shard == TRUNK else f"shard {shard}"
+from shards.trunk import TRUNK
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
     """A record's place: ``slice`` counts through generations (generation x slices + local slice).
 
-    ``shard`` is :data:`TRUNK` for the trunk.
+    ``shard`` is ``TRUNK`` for the trunk.
     """
 
     shard: int

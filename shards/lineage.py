@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from shards.digest import canonical_json, digest
 from shards.errors import IntegrityError
-from shards.layout import TRUNK
+from shards.trunk import TRUNK
 
 
 def records_digest(entries: Iterable[tuple[bytes, bytes]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shards.layout import TRUNK
+from shards.trunk import TRUNK
 from shards.vault import StoredRecord
 from shards.workspace import Workspace
 

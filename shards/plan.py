@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from shards.layout import TRUNK, ShardLayout
+from shards.layout import ShardLayout
 from shards.lineage import Link, records_digest
 from shards.sparse import tree_root
+from shards.trunk import TRUNK
 from shards.vault import StoredRecord
 
 CHAIN = 0  # one chain a shard; the number is part of keys and seeds
@@ -89,8 +90,8 @@ class Plan:
         return {step.key: step for chain in self.every for step in chain.steps}
 
     def lineage(self, chain: Chain) -> tuple[SliceStep, ...]:
-        """All that a shard's head was trained on: the trunk's steps, then its own."""
-        return self.trunk.steps + chain.steps
+        """All steps on the way to a chain's head: the trunk's, then its own."""
+        return chain.steps if chain.shard == TRUNK else self.trunk.steps + chain.steps
 
 
 def make_plan(records: Iterable[StoredRecord], layout: ShardLayout, recipe: str) -> Plan:

@@ -44,18 +44,18 @@ class Record:
         content: canonical JSON of the content columns.
         subject: whose data it is; a subject's records share a shard.
         risk: declared likelihood of deletion, 0 to 1; picks the slice.
-        retention: ``permanent`` if it was declared to stay (public or licensed text that cannot be recalled).
         generation: which ingest it came with.
         version: raised when the content of an ID changes.
+        retention: ``permanent`` if it was declared to stay (public or licensed text that cannot be recalled).
     """
 
     id: str
     content: str
     subject: str | None = None
     risk: float | None = None
-    retention: str | None = None
     generation: int = 0
     version: int = 1
+    retention: str | None = None
 
     def fields(self) -> dict[str, Any]:
         """The content columns as they were read."""
@@ -236,9 +236,9 @@ def _incoming(row: Mapping[str, Any], task: str, labels: Sequence[str] | None, w
         content=_content(row, task, labels),
         subject=_identifier(row, "subject"),
         risk=_risk(row),
-        retention=_retention(row),
         generation=generation or 0,
         version=1 if version is None else version,
+        retention=_retention(row),
     )
     return Incoming(record, generation is not None, where)
 

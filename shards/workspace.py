@@ -38,13 +38,14 @@ from shards.errors import InputError, IntegrityError, RecipeMismatchError, SisaE
 from shards.files import TEMPORARY, remove, storage
 from shards.keyfiles import NEXT_FILE, PRIVATE_FILE, PUBLIC_FILE, ROOT_FILE, read_keyring, read_signing_key
 from shards.keys import Keyring
-from shards.layout import TRUNK, ShardLayout
+from shards.layout import ShardLayout
 from shards.ledger import Ledger
 from shards.lineage import Checkpoint, unpack_tags
 from shards.place import Place
 from shards.plan import Chain, Plan, make_chain, make_plan
 from shards.remote import place_at
 from shards.store import Store
+from shards.trunk import TRUNK
 from shards.turn import Turn
 from shards.vault import Part, StoredRecord, Vault, record_tag
 from shards.whereabouts import Whereabouts

@@ -19,8 +19,8 @@ from orchestration.batching import Rule
 from shards.digest import canonical_json, digest
 from shards.errors import ConfigError
 from shards.files import replace_file
-from shards.layout import MAX_SHARDS
 from shards.remote import local_path
+from shards.trunk import MAX_SHARDS
 from shards.workspace import CONFIG_FILE
 
 # Raised only when the same recipe and records can give other bytes than before.

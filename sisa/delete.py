@@ -25,9 +25,9 @@ from shards import kinds
 from shards.deletion import DeletionRequest
 from shards.errors import InputError, LawViolationError, LockedError, OperationError, StalePlanError
 from shards.forgetting import foresee, places_of
-from shards.layout import TRUNK
 from shards.law import check_law
 from shards.lineage import standing_on
+from shards.trunk import TRUNK
 from shards.vault import StoredRecord
 from shards.workspace import Workspace
 from sisa.acceptance import Target, accept, as_queued, as_repeated, look_up

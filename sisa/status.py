@@ -8,11 +8,12 @@ from typing import Any
 
 from shards import kinds, lock
 from shards.deletion import DeletionRequest
-from shards.layout import TRUNK, ShardLayout
+from shards.layout import ShardLayout
 from shards.lineage import Checkpoint
 from shards.manifest import Head
 from shards.note import read_head
 from shards.plan import make_plan
+from shards.trunk import TRUNK
 from shards.workspace import LOCK_FILE, Workspace
 from sisa.delete import unfinished_requests
 from sisa.session import Session
