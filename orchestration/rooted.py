@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestration.executor import ChainOrder, Executor, Outcome, SliceTrainer
+from shards.errors import IntegrityError
 from shards.lineage import Checkpoint
+from shards.trunk import chain_name
 
 
 def run_rooted(
@@ -18,11 +20,16 @@ def run_rooted(
 ) -> Iterator[Outcome]:
     """Perform every step, each chain in order; yields each step's outcome as it ends.
 
-    A chain whose root was not made is not begun: the outcome that ended the root's chain says why.
+    A chain whose root was not made is not begun: the outcome that ended the root's chain says why. Where nobody was
+    to make it, that is an ``IntegrityError`` of the chain.
     """
     chains = tuple(chains)
     waiting = [chain for chain in chains if _waits(chain)]
-    roots = {chain.steps[0].link.parent for chain in waiting}
+    roots = {_root(chain) for chain in waiting}
+    lost = roots - {step.key for chain in chains for step in chain.steps}
+    for chain in waiting:
+        if _root(chain) in lost:
+            yield Outcome(chain.shard, None, _rootless(chain), 0.0)
     made: dict[str, Checkpoint] = {}
     for outcome in executor.run([chain for chain in chains if not _waits(chain)], trainer, workspace, store):
         if outcome.checkpoint is not None and outcome.checkpoint.key in roots:
@@ -32,7 +39,7 @@ def run_rooted(
     rooted = [
         replace(chain, parent=root, environment=root.environment)
         for chain in waiting
-        if (root := made.get(chain.steps[0].link.parent or "")) is not None
+        if (root := made.get(_root(chain))) is not None
     ]
     if rooted:
         yield from executor.run(rooted, trainer, workspace, store)
@@ -40,4 +47,17 @@ def run_rooted(
 
 def _waits(chain: ChainOrder) -> bool:
     """Does its first step start from a checkpoint that is not there yet?"""
-    return bool(chain.steps) and chain.parent is None and chain.steps[0].link.parent is not None
+    return bool(chain.steps) and chain.parent is None and bool(_root(chain))
+
+
+def _root(chain: ChainOrder) -> str:
+    """Key of the checkpoint that its first step starts from, if it starts from one."""
+    return chain.steps[0].link.parent or ""
+
+
+def _rootless(chain: ChainOrder) -> IntegrityError:
+    return IntegrityError(
+        f"checkpoint {_root(chain)}, which {chain_name(chain.shard)} starts from",
+        "none stored, and none to be trained",
+        "run `sisa audit --all`",
+    )

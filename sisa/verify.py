@@ -368,7 +368,8 @@ def _lineages(document: Document) -> list[Check]:
     if trunk and not (TRUNK in ends and len(ends) > 1):
         problems.append("a trunk without steps, or from which no shard starts")
     ends.pop(TRUNK, None)  # it is never served by itself
-    if [lineage["shard"] for lineage in shards] != list(range(predicate["replay"]["recipe"]["shards"])):
+    numbers = [lineage["shard"] for lineage in shards]
+    if numbers != list(range(len(numbers))) or len(numbers) != predicate["replay"]["recipe"]["shards"]:
         problems.append("not every shard of the recipe occurs once, in order, and the trunk after them")
     used = {body["environment"] for lineage in predicate["lineages"] for body in lineage["links"]}
     if used != set(range(len(predicate["environments"]))):
