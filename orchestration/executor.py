@@ -155,7 +155,7 @@ class ChainOrder:
     Attributes:
         shard: its number, or the trunk's.
         steps: what is to be trained.
-        parent: the checkpoint they start from, if any; None too if that is yet to be made (``rooted``).
+        parent: the checkpoint they start from, if any; None too if that is yet to be made (``starting``).
         environment: environment the chain was begun in; None if it begins here.
     """
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestration.executor import ChainOrder, Executor, Outcome, SliceTrainer, failure
-from orchestration.rooted import run_rooted
 from orchestration.schedule import schedule
+from orchestration.starting import run_in_turn
 from shards import kinds
 from shards.errors import IntegrityError, SisaError, StepFailedError
 from shards.lineage import Checkpoint, standing_on
@@ -114,7 +114,7 @@ def reconcile(
     trained: list[Checkpoint] = []
     errors: list[SisaError] = []
     seconds = 0.0
-    running = run_rooted(executor, chains, trainer, workspace.path, workspace.store.root)
+    running = run_in_turn(executor, chains, trainer, workspace.path, workspace.store.root)
     with closing(_outcomes(workspace, running)) as outcomes:  # whatever goes wrong here ends the workers
         for outcome in outcomes:
             seconds += outcome.seconds

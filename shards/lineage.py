@@ -120,22 +120,22 @@ def check_lineage(links: Sequence[Link], recipe: str, shard: int) -> list[str]:
     """Problems of a shard's lineage from first step to head: of the trunk's part, if it has one, and of its own."""
     own = [link for link in links if link.shard != TRUNK]
     trunk = links[: len(links) - len(own)]
-    root = trunk[-1].key if trunk else None
-    problems = check_chain(trunk, recipe, TRUNK) + check_chain(own, recipe, shard, root)
+    start = trunk[-1].key if trunk else None
+    problems = check_chain(trunk, recipe, TRUNK) + check_chain(own, recipe, shard, start)
     return problems + ["the trunk alone is no shard's lineage"] * (bool(trunk) and not own)
 
 
-def check_chain(links: Sequence[Link], recipe: str, shard: int, root: str | None = None) -> list[str]:
+def check_chain(links: Sequence[Link], recipe: str, shard: int, start: str | None = None) -> list[str]:
     """Problems of a chain from first step to head; empty if it is whole.
 
     Args:
         links: its steps.
         recipe: the recipe's digest.
         shard: whose it is, or the trunk's number.
-        root: the checkpoint that its first step starts from.
+        start: the checkpoint that its first step starts from.
     """
     problems = []
-    parent = root
+    parent = start
     last = -1
     for link in links:
         if (link.recipe, link.shard) != (recipe, shard):

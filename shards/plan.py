@@ -123,9 +123,9 @@ def _chain(
     slices: Mapping[int, list[StoredRecord]],
     layout: ShardLayout,
     recipe: str,
-    root: SliceStep | None = None,
+    start: SliceStep | None = None,
 ) -> Chain:
-    """A slice without surviving records has no step at all; ``root`` is what the first step starts from.
+    """A slice without surviving records has no step at all; ``start`` is whose checkpoint the first step goes on from.
 
     What is rehearsed is the chain's own: records of the trunk take part in its steps alone.
     """
@@ -135,7 +135,7 @@ def _chain(
         own = slices[number]
         again = [stored for stored in earlier if layout.rehearsed(stored.record.id, number)]
         members = pass_order(own + again, layout, number, epoch=0)
-        parent = steps[-1] if steps else root
+        parent = steps[-1] if steps else start
         link = Link(
             recipe=recipe,
             shard=shard,

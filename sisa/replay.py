@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from orchestration.executor import Executor, Outcome, SliceTrainer, environment_difference
 from orchestration.reconcile import Progress, records_in
-from orchestration.rooted import run_rooted
 from orchestration.schedule import schedule
+from orchestration.starting import run_in_turn
 from shards.checks import Check, judged, unchecked
 from shards.lineage import Checkpoint
 from shards.plan import Plan
@@ -66,7 +66,7 @@ def replay(
         orders = schedule(Plan(plan.recipe, tuple(chains)), {})
         sizes = records_in(orders)
         report(Progress(0, total, None, sizes))
-        for outcome in run_rooted(executor, orders, trainer, workspace.path, directory):
+        for outcome in run_in_turn(executor, orders, trainer, workspace.path, directory):
             done += 1
             report(Progress(done, total, outcome, sizes))
             problem, hindrance = _compared(outcome, live)

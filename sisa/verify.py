@@ -351,14 +351,14 @@ def _lineages(document: Document) -> list[Check]:
     problems: list[str] = []
     shards, trunk = _split(predicate["lineages"])
     for lineage in [*trunk, *shards]:
-        number, (root, _, end, before) = lineage["shard"], ends.get(TRUNK, (None, "", "", 0))
-        links = _links(lineage, predicate["recipe"], root)
+        number, (start, _, end, before) = lineage["shard"], ends.get(TRUNK, (None, "", "", 0))
+        links = _links(lineage, predicate["recipe"], start)
         problems += [
             f"{chain_name(number)}: key {body['key'][:12]} is not the hash of its fields"
             for link, body in zip(links, lineage["links"], strict=True)
             if link.key != body["key"]
         ]
-        problems += check_chain(links, predicate["recipe"], number, root)
+        problems += check_chain(links, predicate["recipe"], number, start)
         keys |= {link.key for link in links}
         for body in lineage["links"]:
             environment = predicate["environments"][body["environment"]]
@@ -405,10 +405,10 @@ def _split(lineages: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any
     return list(lineages[:at]), list(lineages[at:])
 
 
-def _links(lineage: Mapping[str, Any], recipe: str, root: str | None) -> list[Link]:
+def _links(lineage: Mapping[str, Any], recipe: str, start: str | None) -> list[Link]:
     links: list[Link] = []
     for body in lineage["links"]:
-        parent = links[-1].key if links else root
+        parent = links[-1].key if links else start
         links.append(Link(recipe, lineage["shard"], body["chain"], body["slice"], parent, body["records"]))
     return links
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from shards.records import PERMANENT
 from shards.store import Store
 from shards.trunk import TRUNK
 from shards.workspace import WEIGHTS_FILE, Workspace
+from sisa import status as status_module
 from sisa.audit import audit_checkpoint, audit_record, audit_shard
 from sisa.delete import Deleted, delete
 from sisa.queue import cancel, work
@@ -37,12 +39,12 @@ from sisa.session import Session
 from sisa.status import status
 from sisa.train import train
 from tests.exactness.oracle import assert_equals_fresh_run, assert_lawful
-from tests.sisa.test_queue import LATER
 from tests.toy import ToyTrainer, Wrapped, toy_recipe, toy_record, toy_session
 
 INLINE = InlineExecutor()
 COMMON = range(5)  # numbers of the permanent records
 RECORDS = range(16)
+LATER = datetime.now(UTC) + timedelta(days=2)
 Monkey = pytest.MonkeyPatch
 
 
@@ -364,6 +366,9 @@ def test_status_and_audits_never_take_the_trunk_for_a_shard(session: Session) ->
     assert told["trunk"]["records"] == len(COMMON)
     assert [one["checkpoint"] for one in told["trunk"]["slices"]] == [step.key for step in trunk]
     assert told["records"] == len(RECORDS)
+    with pytest.MonkeyPatch.context() as patch:  # read from the records, where the facts sufficed
+        patch.setattr(status_module, "_settled", lambda *_: None)
+        assert status(session) == told
     shard, itself = audit_shard(workspace, 0), audit_shard(workspace, "trunk")
     assert shard["trunk"] == trunk[-1].key
     assert (itself["shard"], itself["head"], itself["records"]) == ("trunk", None, len(COMMON))
@@ -400,10 +405,10 @@ def test_the_facts_of_a_run_name_the_trunk_before_it_is_trained(session: Session
 
 def a_shard_keeps_its_old_trunk(monkey: Monkey) -> None:
     """The key of its first step names the trunk that there was first, and what stands on that stays."""
-    chain, roots = shards.plan._chain, dict[str, SliceStep]()
+    chain, firsts = shards.plan._chain, dict[str, SliceStep]()
 
-    def stale(shard: int, slices: Any, layout: Any, recipe: str, root: SliceStep | None = None) -> Any:
-        kept = roots.setdefault(recipe, root) if shard == 1 and root is not None else root
+    def stale(shard: int, slices: Any, layout: Any, recipe: str, start: SliceStep | None = None) -> Any:
+        kept = firsts.setdefault(recipe, start) if shard == 1 and start is not None else start
         return chain(shard, slices, layout, recipe, kept)
 
     monkey.setattr(shards.plan, "_chain", stale)
