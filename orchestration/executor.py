@@ -23,6 +23,7 @@ from shards.errors import EnvironmentMismatchError, SisaError, StepFailedError
 from shards.lineage import Checkpoint
 from shards.plan import SliceStep
 from shards.records import Record
+from shards.trunk import chain_name
 
 ATTEMPT = ".attempt-"
 
@@ -149,12 +150,12 @@ class StepOrder:
 
 @dataclass(frozen=True, slots=True)
 class ChainOrder:
-    """The missing steps of one shard, in order.
+    """The missing steps of one shard, or of the trunk, in order.
 
     Attributes:
-        shard: its number.
+        shard: its number, or the trunk's.
         steps: what is to be trained.
-        parent: the checkpoint they start from, if any.
+        parent: the checkpoint they start from, if any; None too if that is yet to be made (``starting``).
         environment: environment the chain was begun in; None if it begins here.
     """
 
@@ -221,7 +222,7 @@ def environment_difference(wanted: Mapping[str, str], found: Mapping[str, str]) 
 def mismatch(shard: int, difference: str) -> EnvironmentMismatchError:
     """The error that the user sees for a step that no worker may do."""
     return EnvironmentMismatchError(
-        f"the environment class in which shard {shard} was begun",
+        f"the environment class in which {chain_name(shard)} was begun",
         difference,
         "train where these are the same, or `sisa train --restart-shards` to begin such shards anew",
     )
@@ -235,7 +236,7 @@ def failure(error: BaseException, shard: int) -> StepFailedError:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" in {frames[-1].name} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return StepFailedError(
-        f"every step of shard {shard} to train",
+        f"every step of {chain_name(shard)} to train",
         f"{type(error).__name__}{where}; its words are left out, since they may quote a record",
         "mend the cause (--executor inline shows the whole of it) and run the same command again; "
         "finished steps are kept",

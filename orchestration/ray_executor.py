@@ -34,6 +34,7 @@ from orchestration.executor import (
 from orchestration.ray_cluster import connected
 from orchestration.schedule import teams
 from shards.errors import OperationError, SisaError, StepFailedError
+from shards.trunk import chain_name
 
 _PATIENCE_SECONDS = 60.0
 
@@ -228,7 +229,7 @@ class _Crew:
             if isinstance(cause, SisaError):
                 return cause
             return StepFailedError(
-                f"a worker for shard {shard}",
+                f"a worker for {chain_name(shard)}",
                 f"{TRIES} that could not be started ({type(cause).__name__}: {cause})",
                 "mend the cause and run the same command again; finished steps are kept",
             )
@@ -288,7 +289,7 @@ class _Crew:
 
 def _died(shard: int, error: RayError) -> StepFailedError:
     return StepFailedError(
-        f"a worker to live through a step of shard {shard}",
+        f"a worker to live through a step of {chain_name(shard)}",
         f"{TRIES} workers died ({type(error).__name__}: {error})",
         "look for a lack of memory, then run the same command again; finished steps are kept",
     )

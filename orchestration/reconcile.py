@@ -14,9 +14,10 @@ from typing import Any
 
 from orchestration.executor import ChainOrder, Executor, Outcome, SliceTrainer, failure
 from orchestration.schedule import schedule
+from orchestration.starting import run_in_turn
 from shards import kinds
 from shards.errors import IntegrityError, SisaError, StepFailedError
-from shards.lineage import Checkpoint
+from shards.lineage import Checkpoint, standing_on
 from shards.manifest import Head, ModelManifest
 from shards.plan import Plan
 from shards.workspace import Workspace
@@ -94,9 +95,9 @@ def reconcile(
 ) -> Reconciled:
     """Train what the plan of the surviving records lacks, and serve the result.
 
-    Only in ``shards``, if they are named: the others wait, served as far as they are clean. The caller
-    drives the workspace. A step that fails ends its chain, which is served up to there; the others go on.
-    The caller decides what to do about ``errors``.
+    Only in ``shards`` (and the trunk, if it is one of them), if they are named: the others wait, served as far as
+    they are clean. The caller drives the workspace. A step that fails ends its chain, which is served up to
+    there; the others go on. The caller decides what to do about ``errors``.
 
     Raises:
         IntegrityError: if a damaged checkpoint, trained again, has other bits than its fact says.
@@ -113,7 +114,7 @@ def reconcile(
     trained: list[Checkpoint] = []
     errors: list[SisaError] = []
     seconds = 0.0
-    running = executor.run(chains, trainer, workspace.path, workspace.store.root)
+    running = run_in_turn(executor, chains, trainer, workspace.path, workspace.store.root)
     with closing(_outcomes(workspace, running)) as outcomes:  # whatever goes wrong here ends the workers
         for outcome in outcomes:
             seconds += outcome.seconds
@@ -131,12 +132,9 @@ def reconcile(
     # An ingest may have put a record before stored steps; what no plan has any more is dropped. What only
     # a deletion accepted meanwhile makes fall waits for its turn.
     steps = plan.steps().keys() | now.steps().keys()
-    fallen = {
-        key
-        for key, made in workspace.book.live().items()
-        if key not in steps and (shards is None or made.link.shard in shards)
-    }
-    _purge_fallen(workspace, frozenset(fallen))
+    live = workspace.book.live()
+    fallen = {key for key, made in live.items() if key not in steps and (shards is None or made.link.shard in shards)}
+    _purge_fallen(workspace, standing_on(fallen, live))
     return Reconciled(
         manifest=manifest,
         trained=tuple(trained),
@@ -226,32 +224,35 @@ def _purge_fallen(workspace: Workspace, fallen: frozenset[str]) -> None:
 def restart_foreign(workspace: Workspace, environment: dict[str, str]) -> tuple[int, ...]:
     """Give up the chains that this environment class may not continue; returns their shards.
 
-    Only shards with steps missing are given up; a whole chain of another class stays as it is.
+    Only shards with steps missing are given up; a whole chain of another class stays as it is. Where there is a
+    trunk, it is of the same class as all that starts from it: everything is begun anew.
     """
-    live = workspace.book.live()
+    live, plan = workspace.book.live(), workspace.plan()
     shards = tuple(
         chain.shard
-        for chain in schedule(workspace.plan(), workspace.intact(), live)
+        for chain in schedule(plan, workspace.intact(), live)
         if chain.environment is not None and chain.environment != environment
     )
+    if shards and plan.trunk.steps:
+        shards = tuple(chain.shard for chain in plan.every)
     purge(workspace, frozenset(key for key, made in live.items() if made.link.shard in shards), ())
     return shards
 
 
 def served(workspace: Workspace, plan: Plan) -> ModelManifest:
-    """The manifest of a plan: per shard, the last step of the unbroken run of stored ones."""
+    """The manifest of a plan: per shard, the last step of the unbroken run of stored ones, the trunk's first."""
     live = workspace.book.live()
     current = workspace.book.manifest()
     heads = []
     for chain in plan.chains:
         done: list[Checkpoint] = []
         lineage = ""
-        for step in chain.steps:
+        for step in plan.lineage(chain):
             if step.key not in live:
                 break
             done.append(live[step.key])
             lineage = done[-1].extend(lineage)
-        if done:
+        if done and done[-1].link.shard == chain.shard:  # the trunk alone is never served
             heads.append(Head(chain.shard, done[-1].key, done[-1].tensors, lineage, len(done)))
     return ModelManifest.of(0 if current is None else current.generation + 1, plan.recipe, heads)
 

@@ -1,4 +1,4 @@
-"""Pure: a plan and what is stored → the missing steps, one ordered chain per shard; chains → teams.
+"""Pure: a plan and what is stored → the missing steps, one ordered chain per shard and the trunk's; chains → teams.
 
 plan, checkpoints ─▶ schedule ─▶ chains ─▶ teams: chains trained side by side, a lane each
 """
@@ -72,6 +72,8 @@ def schedule(
 ) -> tuple[ChainOrder, ...]:
     """Chains of missing steps, dearest first so that no worker waits for the last one.
 
+    A chain that starts from a checkpoint which is yet to be made (the trunk's head) has no parent here.
+
     Args:
         plan: what should be stored.
         have: intact checkpoints by key.
@@ -79,11 +81,11 @@ def schedule(
             environment class.
     """
     chains = []
-    for chain in plan.chains:
+    for chain in plan.every:
         # A chain is trained from its first gap on: a checkpoint after a gap has no parent to trust.
         first = next((at for at, step in enumerate(chain.steps) if step.key not in have), None)
         if first is not None:
-            parent = have[chain.steps[first - 1].key] if first else None
+            parent = have.get(chain.steps[first].link.parent or "")
             begun = parent or (recorded or {}).get(chain.steps[first].key)
             environment = None if begun is None else begun.environment
             chains.append(ChainOrder(chain.shard, chain.steps[first:], parent, environment))

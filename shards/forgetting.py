@@ -2,6 +2,8 @@
 
 Acceptance must not read every record: which checkpoints fall follows from where the records live and
 from what those checkpoints saw; what is still served follows from that.
+
+Every shard starts from the trunk: who forgets a record of it hits them all.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from shards.errors import IntegrityError
 from shards.layout import Assignment
 from shards.lineage import Checkpoint
 from shards.manifest import Head, ModelManifest
+from shards.trunk import TRUNK
 from shards.vault import StoredRecord
 from shards.workspace import Workspace
 
@@ -23,11 +26,11 @@ Going = Mapping[Assignment, frozenset[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class ShardImpact:
-    """What forgetting does to one shard.
+    """What forgetting does to one shard, or to the trunk.
 
     Attributes:
-        shard: its number.
-        first_slice: the first slice that loses a record.
+        shard: its number, or the trunk's.
+        first_slice: the first slice that loses a record, or its trunk.
         steps: how many steps must be trained.
         purged: keys of the stored checkpoints that saw one of the records.
     """
@@ -52,7 +55,7 @@ class Impact:
     """What forgetting does.
 
     Attributes:
-        shards: the shards hit.
+        shards: the shards hit, and the trunk last, if it is.
         retrained_share: records in the steps to be trained over records in all steps before (sample
             passes); rehearsed records are counted at their expected number.
     """
@@ -89,9 +92,10 @@ def foresee(workspace: Workspace, going: Going) -> Impact:
     fallen = _exposed(workspace, going)
     shards: list[ShardImpact] = []
     retrained = 0.0
-    for shard in sorted({place.shard for place in going}):
+    hit = _hit(workspace, going)
+    for shard in sorted(hit):
         lost = {place.slice: len(tags) for place, tags in going.items() if place.shard == shard}
-        first = min(lost)
+        first = min(lost) if TRUNK not in hit or shard == TRUNK else 0
         left = {number: count - lost.get(number, 0) for number, count in held[shard].items()}
         again = [passes for number, passes in _steps(left, rehearsal) if number >= first]
         retrained += sum(again)
@@ -126,7 +130,15 @@ def _clean(head: Head, live: Mapping[str, Checkpoint], fallen: Set[str]) -> Head
         lineage = made.extend(lineage)
     if len(clean) == len(chain):
         return head
-    return Head(head.shard, clean[-1].key, clean[-1].tensors, lineage, len(clean)) if clean else None
+    if not clean or clean[-1].link.shard != head.shard:  # the trunk alone is never served
+        return None
+    return Head(head.shard, clean[-1].key, clean[-1].tensors, lineage, len(clean))
+
+
+def _hit(workspace: Workspace, going: Going) -> frozenset[int]:
+    """The shards hit, and the trunk."""
+    shards = frozenset(place.shard for place in going)
+    return shards | frozenset(range(workspace.layout().shards)) if TRUNK in shards else shards
 
 
 def _held(workspace: Workspace) -> dict[int, dict[int, int]]:
@@ -161,14 +173,14 @@ def _steps(slices: Mapping[int, int], rehearsal: float) -> Iterator[tuple[int, f
 def _exposed(workspace: Workspace, going: Going) -> dict[int, list[str]]:
     """Shard → stored checkpoints, in order, that saw one of the records.
 
-    A record is trained in its own slice first, so whose ancestor there did not see it never did. Where
-    the evidence is lost, it is taken to have seen it.
+    A record is trained in its own slice first, so whose ancestor there did not see it never did; the trunk comes
+    before all shards. Where the evidence is lost, it is taken to have seen it.
     """
     fallen: dict[int, list[str]] = defaultdict(list)
     keys: set[str] = set()
-    shards = {place.shard for place in going}
-    live = [made for made in workspace.book.live().values() if made.link.shard in shards]
-    for made in sorted(live, key=lambda made: made.link.slice):
+    hit = _hit(workspace, going)
+    live = [made for made in workspace.book.live().values() if made.link.shard in hit]
+    for made in sorted(live, key=lambda made: (made.link.shard != TRUNK, made.link.slice)):
         tags = going.get(Assignment(made.link.shard, made.link.slice), frozenset())
         if made.link.parent in keys or (tags and _saw(workspace, made, tags)):
             keys.add(made.key)

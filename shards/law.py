@@ -12,7 +12,8 @@ from shards import kinds, lock
 from shards.checks import Check, judged, unchecked
 from shards.errors import IntegrityError
 from shards.files import storage
-from shards.lineage import Checkpoint, check_chain
+from shards.lineage import Checkpoint, check_lineage
+from shards.trunk import TRUNK
 from shards.workspace import LOCK_FILE, Workspace
 
 
@@ -240,23 +241,26 @@ def _committed(workspace: Workspace) -> Check:
 def _lineages(workspace: Workspace) -> Check:
     manifest = workspace.book.manifest()
     problems: list[str] = []
+    trunks: set[tuple[str, ...]] = set()
     for head in manifest.heads if manifest else ():
         try:
             chain = lineage(workspace, head.checkpoint)
         except IntegrityError as error:
             problems.append(f"shard {head.shard}: {error.found}")
             continue
-        problems += check_chain([made.link for made in chain], workspace.pinned().digest, head.shard)
+        problems += check_lineage([made.link for made in chain], workspace.pinned().digest, head.shard)
+        trunks.add(tuple(made.key for made in chain if made.link.shard == TRUNK))
         digest = ""
         for made in chain:
             digest = made.extend(digest)
         if (digest, len(chain)) != (head.lineage, head.steps):
             problems.append(f"shard {head.shard}: the manifest names another lineage")
+    problems += ["shards are served that start from different trunks"] * (len(trunks) > 1)
     return judged("law", "every served lineage is whole", problems, f"{len(manifest.heads) if manifest else 0} heads")
 
 
 def lineage(workspace: Workspace, key: str) -> list[Checkpoint]:
-    """The checkpoints from a shard's first step to ``key``, all of them live.
+    """The checkpoints from the first step to ``key``, those of the trunk included, all of them live.
 
     Raises:
         IntegrityError: if a checkpoint of the chain is not stored.

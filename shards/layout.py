@@ -3,6 +3,8 @@
 This is what makes deletion exact. No position, no total and no other record takes part, so removing
 a record moves nothing (SISA, arXiv 1912.03817, with the position-based assignment of its reference
 code replaced by keyed hashes of stable IDs).
+
+Permanent records of the first generation live in no shard but in the trunk, from whose head every shard starts.
 """
 
 from __future__ import annotations
@@ -12,12 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shards.digest import keyed
-from shards.records import Record
+from shards.records import PERMANENT, Record
+from shards.trunk import TRUNK
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A record's place: ``slice`` counts through generations (generation x slices + local slice)."""
+    """A record's place: ``slice`` counts through generations (generation x slices + local slice).
+
+    ``shard`` is ``TRUNK`` for the trunk.
+    """
 
     shard: int
     slice: int
@@ -53,8 +59,15 @@ class ShardLayout:
         )
 
     def place(self, record: Record) -> Assignment:
-        """Shard by subject (or ID), slice by ID (or declared risk), generation as stored."""
-        shard = self.shard_of(record.subject) if record.subject else self._shard("id", record.id)
+        """Shard by subject (or ID), slice by ID (or declared risk), generation as stored.
+
+        A permanent record of the first generation is the trunk's. One that came later is an ordinary record:
+        a growing trunk would retrain everything.
+        """
+        if record.retention == PERMANENT and record.generation == 0:
+            shard = TRUNK
+        else:
+            shard = self.shard_of(record.subject) if record.subject else self._shard("id", record.id)
         if record.risk is None:
             local = _number(self.key, "slice", record.id) % self.slices
         else:  # likely deletions go last, where a restart is cheapest
@@ -62,7 +75,7 @@ class ShardLayout:
         return Assignment(shard, record.generation * self.slices + local)
 
     def shard_of(self, subject: str) -> int:
-        """Where all records of a subject live."""
+        """Where all records of a subject live, but for those in the trunk."""
         return self._shard("subject", subject)
 
     def _shard(self, kind: str, owner: str) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from shards.digest import canonical_json, digest
 from shards.errors import IntegrityError
+from shards.trunk import TRUNK
 
 
 def records_digest(entries: Iterable[tuple[bytes, bytes]]) -> str:
@@ -19,7 +20,7 @@ def lineage_digest(parent: str, key: str, tensors: str, root: str, environment: 
     """Digest (hex) of a lineage up to a checkpoint: what was trained, on which commitment, into which tensors.
 
     Args:
-        parent: lineage digest of the parent, empty for a shard's first step.
+        parent: lineage digest of the parent, empty for a first step that starts from nothing.
         key: the checkpoint's key.
         tensors: digest of its tensors.
         root: root (hex) of its slice's tree of commitments.
@@ -115,10 +116,26 @@ class Checkpoint:
         return cls(**(body | {"link": Link.from_json(body["link"])}))
 
 
-def check_chain(links: Sequence[Link], recipe: str, shard: int) -> list[str]:
-    """Problems of a lineage from first step to head; empty if it is whole."""
+def check_lineage(links: Sequence[Link], recipe: str, shard: int) -> list[str]:
+    """Problems of a shard's lineage from first step to head: of the trunk's part, if it has one, and of its own."""
+    own = [link for link in links if link.shard != TRUNK]
+    trunk = links[: len(links) - len(own)]
+    start = trunk[-1].key if trunk else None
+    problems = check_chain(trunk, recipe, TRUNK) + check_chain(own, recipe, shard, start)
+    return problems + ["the trunk alone is no shard's lineage"] * (bool(trunk) and not own)
+
+
+def check_chain(links: Sequence[Link], recipe: str, shard: int, start: str | None = None) -> list[str]:
+    """Problems of a chain from first step to head; empty if it is whole.
+
+    Args:
+        links: its steps.
+        recipe: the recipe's digest.
+        shard: whose it is, or the trunk's number.
+        start: the checkpoint that its first step starts from.
+    """
     problems = []
-    parent: str | None = None
+    parent = start
     last = -1
     for link in links:
         if (link.recipe, link.shard) != (recipe, shard):
@@ -129,6 +146,20 @@ def check_chain(links: Sequence[Link], recipe: str, shard: int) -> list[str]:
             problems.append(f"checkpoint {link.key[:12]}: slice {link.slice} does not follow {last}")
         parent, last = link.key, link.slice
     return problems
+
+
+def standing_on(keys: Set[str], live: Mapping[str, Checkpoint]) -> frozenset[str]:
+    """``keys``, and every stored checkpoint that was trained on from one of them, directly or not.
+
+    Args:
+        keys: of checkpoints.
+        live: what is stored, in the order in which it was made.
+    """
+    found = set(keys)
+    for key, made in live.items():
+        if made.link.parent in found:
+            found.add(key)
+    return frozenset(found)
 
 
 def pack_tags(tags: Iterable[bytes]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from shards.trunk import TRUNK
 from shards.vault import StoredRecord
 from shards.workspace import Workspace
 
@@ -31,11 +32,13 @@ def by_id(workspace: Workspace, ids: Iterable[str]) -> dict[str, StoredRecord]:
 
 
 def by_subject(workspace: Workspace, subject: str) -> dict[str, StoredRecord]:
-    """The surviving records of a subject, by ID: all of them live in one shard."""
+    """The surviving records of a subject, by ID: all of them live in one shard, or in the trunk."""
     forgotten = workspace.book.tombstones()
+    shard = workspace.layout().shard_of(subject)
     found = [
         stored
-        for part in workspace.parts(workspace.layout().shard_of(subject))
+        for part in workspace.parts()
+        if part.shard in (shard, TRUNK)
         for stored in workspace.vault.pick(part, "subject", subject)
     ]
     return {stored.record.id: stored for stored in found if stored.tag not in forgotten}

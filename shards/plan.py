@@ -2,6 +2,9 @@
 
 A step's key covers everything that can reach its bytes, so "what must be trained?" is a set
 operation on keys.
+
+The trunk, if any record is its own, is a chain like a shard's, and the first step of every shard has its head for a
+parent: so every key covers the trunk.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from functools import cached_property
 from shards.layout import ShardLayout
 from shards.lineage import Link, records_digest
 from shards.sparse import tree_root
+from shards.trunk import TRUNK
 from shards.vault import StoredRecord
 
 CHAIN = 0  # one chain a shard; the number is part of keys and seeds
@@ -51,7 +55,7 @@ class SliceStep:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The steps of one shard, in order; empty if no record of the shard survives."""
+    """The steps of one shard, or of the trunk, in order; empty if none of its records survives."""
 
     shard: int
     steps: tuple[SliceStep, ...]
@@ -64,25 +68,45 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that should be trained, one chain per shard."""
+    """Everything that should be trained.
+
+    Attributes:
+        recipe: digest of the recipe.
+        chains: one a shard, in order.
+        trunk: what all of them start from; often empty.
+    """
 
     recipe: str
     chains: tuple[Chain, ...]
+    trunk: Chain = Chain(TRUNK, ())
+
+    @property
+    def every(self) -> tuple[Chain, ...]:
+        """The trunk and the shards' chains, in the order in which they can be trained."""
+        return self.trunk, *self.chains
 
     def steps(self) -> dict[str, SliceStep]:
         """Every step by key."""
-        return {step.key: step for chain in self.chains for step in chain.steps}
+        return {step.key: step for chain in self.every for step in chain.steps}
+
+    def lineage(self, chain: Chain) -> tuple[SliceStep, ...]:
+        """All steps on the way to a chain's head: the trunk's, then its own."""
+        return chain.steps if chain.shard == TRUNK else self.trunk.steps + chain.steps
 
 
 def make_plan(records: Iterable[StoredRecord], layout: ShardLayout, recipe: str) -> Plan:
     """The plan of the surviving ``records`` under the recipe with digest ``recipe``."""
     places = _placed(records, layout)
-    return Plan(recipe, tuple(_chain(shard, places[shard], layout, recipe) for shard in range(layout.shards)))
+    trunk = _chain(TRUNK, places[TRUNK], layout, recipe)
+    chains = (_chain(shard, places[shard], layout, recipe, trunk.head) for shard in range(layout.shards))
+    return Plan(recipe, tuple(chains), trunk)
 
 
 def make_chain(shard: int, records: Iterable[StoredRecord], layout: ShardLayout, recipe: str) -> Chain:
-    """The chain of one shard; records of other shards are left out."""
-    return _chain(shard, _placed(records, layout)[shard], layout, recipe)
+    """The chain of one shard, given its records and the trunk's; records of other shards are left out."""
+    places = _placed(records, layout)
+    trunk = _chain(TRUNK, places[TRUNK], layout, recipe)
+    return trunk if shard == TRUNK else _chain(shard, places[shard], layout, recipe, trunk.head)
 
 
 def _placed(records: Iterable[StoredRecord], layout: ShardLayout) -> dict[int, dict[int, list[StoredRecord]]]:
@@ -94,20 +118,30 @@ def _placed(records: Iterable[StoredRecord], layout: ShardLayout) -> dict[int, d
     return places
 
 
-def _chain(shard: int, slices: Mapping[int, list[StoredRecord]], layout: ShardLayout, recipe: str) -> Chain:
-    """A slice without surviving records has no step at all."""
+def _chain(
+    shard: int,
+    slices: Mapping[int, list[StoredRecord]],
+    layout: ShardLayout,
+    recipe: str,
+    start: SliceStep | None = None,
+) -> Chain:
+    """A slice without surviving records has no step at all; ``start`` is whose checkpoint the first step goes on from.
+
+    What is rehearsed is the chain's own: records of the trunk take part in its steps alone.
+    """
     steps: list[SliceStep] = []
     earlier: list[StoredRecord] = []
     for number in sorted(slices):
         own = slices[number]
         again = [stored for stored in earlier if layout.rehearsed(stored.record.id, number)]
         members = pass_order(own + again, layout, number, epoch=0)
+        parent = steps[-1] if steps else start
         link = Link(
             recipe=recipe,
             shard=shard,
             chain=CHAIN,
             slice=number,
-            parent=steps[-1].key if steps else None,
+            parent=parent.key if parent is not None else None,
             records=records_digest((stored.tag, stored.fingerprint) for stored in members),
         )
         steps.append(SliceStep(link, members, {stored.tag: stored.commitment for stored in own}))

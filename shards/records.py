@@ -5,7 +5,7 @@ Formats (``sisa.yaml`` maps other column names):
     classification    id, text, label
     causal-lm         id, and messages | prompt + completion | text
 
-with optional ``subject`` and ``risk`` and the reserved ``generation`` and ``version``.
+with optional ``subject``, ``risk`` and ``retention`` and the reserved ``generation`` and ``version``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from shards.errors import RecordError
 
 MAX_VERSION = 100  # each version of a deleted record has a tombstone and its proofs
 MAX_GENERATION = 1_000_000
+PERMANENT = "permanent"
 _SHOWN = 20
 
 # Which content columns make up a record, tried in order.
@@ -45,6 +46,7 @@ class Record:
         risk: declared likelihood of deletion, 0 to 1; picks the slice.
         generation: which ingest it came with.
         version: raised when the content of an ID changes.
+        retention: ``permanent`` if it was declared to stay (public or licensed text that cannot be recalled).
     """
 
     id: str
@@ -53,6 +55,7 @@ class Record:
     risk: float | None = None
     generation: int = 0
     version: int = 1
+    retention: str | None = None
 
     def fields(self) -> dict[str, Any]:
         """The content columns as they were read."""
@@ -66,6 +69,8 @@ class Record:
             row["subject"] = self.subject
         if self.risk is not None:
             row["risk"] = self.risk
+        if self.retention is not None:
+            row["retention"] = self.retention
         return row | {"generation": self.generation, "version": self.version} | self.fields()
 
 
@@ -233,6 +238,7 @@ def _incoming(row: Mapping[str, Any], task: str, labels: Sequence[str] | None, w
         risk=_risk(row),
         generation=generation or 0,
         version=1 if version is None else version,
+        retention=_retention(row),
     )
     return Incoming(record, generation is not None, where)
 
@@ -279,6 +285,15 @@ def _risk(row: Mapping[str, Any]) -> float | None:
     if not 0 <= number <= 1:
         raise ValueError(f"column 'risk' must be a number from 0 to 1, not {value!r}")
     return number
+
+
+def _retention(row: Mapping[str, Any]) -> str | None:
+    value = row.get("retention")
+    if value is None or value == "":
+        return None
+    if value != PERMANENT:
+        raise ValueError(f"column 'retention' must be {PERMANENT!r} or empty, not {value!r}")
+    return PERMANENT
 
 
 def _content(row: Mapping[str, Any], task: str, labels: Sequence[str] | None) -> str:

@@ -270,6 +270,7 @@ def _encode(records: Sequence[StoredRecord]) -> bytes:
             ("version", pa.int64()),
             ("subject", pa.string()),
             ("risk", pa.float64()),
+            ("retention", pa.string()),
             ("generation", pa.int64()),
             ("truncated", pa.bool_()),
             ("content", pa.string()),
@@ -285,6 +286,7 @@ def _encode(records: Sequence[StoredRecord]) -> bytes:
             "version": stored.record.version,
             "subject": stored.record.subject,
             "risk": stored.record.risk,
+            "retention": stored.record.retention,
             "generation": stored.record.generation,
             "truncated": stored.truncated,
             "content": stored.record.content,
@@ -312,6 +314,7 @@ def _records(table: pa.Table) -> list[StoredRecord]:
                 content=row["content"],
                 subject=row["subject"],
                 risk=row["risk"],
+                retention=row.get("retention"),  # parts written before there was such a column
                 generation=row["generation"],
                 version=row["version"],
             ),

@@ -55,6 +55,7 @@ from shards.place import Place
 from shards.plan import Chain, Plan, make_chain, make_plan
 from shards.remote import place_at
 from shards.store import Store
+from shards.trunk import TRUNK
 from shards.turn import Turn
 from shards.vault import Part, StoredRecord, Vault, record_tag
 from shards.whereabouts import Whereabouts
@@ -251,8 +252,9 @@ class Workspace:
         return make_plan(self.survivors(), self.layout(), self.pinned().digest)
 
     def chain(self, shard: int) -> Chain:
-        """One shard's part of the plan; reads that shard's records only."""
-        return make_chain(shard, self.survivors(shard), self.layout(), self.pinned().digest)
+        """One shard's part of the plan; reads the records of that shard and of the trunk only."""
+        records = self.survivors(TRUNK) + (self.survivors(shard) if shard != TRUNK else [])
+        return make_chain(shard, records, self.layout(), self.pinned().digest)
 
     def recommit(self, plan: Plan) -> list[tuple[str, dict[str, object]]]:
         """The facts by which the log's slice commitments become those of a plan; none if they are.
@@ -261,7 +263,7 @@ class Workspace:
         """
         current = self.book.slices()
         facts: list[tuple[str, dict[str, object]]] = []
-        steps = {(step.link.shard, step.link.slice): step for chain in plan.chains for step in chain.steps}
+        steps = {(step.link.shard, step.link.slice): step for step in plan.steps().values()}
         for place, step in steps.items():
             made = commit_slice(step)
             self.store.put(leaves_object(step.leaves))

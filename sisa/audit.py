@@ -10,7 +10,7 @@ residue     is anything of these deleted records still in the files?
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,10 @@ from shards.files import storage
 from shards.keyfiles import PRIVATE_FILE, PUBLIC_FILE, read_signing_key
 from shards.keys import public_pem
 from shards.law import check_law
+from shards.lineage import Checkpoint
+from shards.manifest import Head
 from shards.records import Record, read_records
+from shards.trunk import TRUNK, told
 from shards.workspace import Workspace
 from sisa.anchoring import NAME as ANCHORED
 from sisa.anchoring import check_anchor
@@ -47,8 +50,9 @@ def audit_record(workspace: Workspace, record_id: str) -> dict[str, Any]:
         place = workspace.layout().place(held.record)
         document |= {
             "tag": held.tag.hex(),
-            "shard": place.shard,
+            "shard": told(place.shard),
             "slice": place.slice,
+            "retention": held.record.retention,
             "generation": held.record.generation,
             "version": held.record.version,
             "truncated": held.truncated,
@@ -81,7 +85,7 @@ def _audit_tags(workspace: Workspace, tags: set[bytes]) -> dict[str, Any]:
         exposures.append(
             {
                 "checkpoint": stored.checkpoint.key,
-                "shard": stored.checkpoint.link.shard,
+                "shard": told(stored.checkpoint.link.shard),
                 "slice": stored.checkpoint.link.slice,
                 "live": stored.live,
                 "epochs": epochs if own else 0,
@@ -96,7 +100,7 @@ def _audit_tags(workspace: Workspace, tags: set[bytes]) -> dict[str, Any]:
         "tag": max(tags).hex(),
         "deleted": request is not None,
         "request_id": None if request is None else request.request_id,
-        "shard": None if first is None else first.checkpoint.link.shard,
+        "shard": None if first is None else told(first.checkpoint.link.shard),
         "slice": None if first is None else first.checkpoint.link.slice,
         "exposures": exposures,
         "unknown": sorted({stored.checkpoint.key for stored in history} - visible.keys()),
@@ -124,29 +128,44 @@ def audit_subject(workspace: Workspace, subject: str) -> dict[str, Any]:
     }
 
 
-def audit_shard(workspace: Workspace, shard: int) -> dict[str, Any]:
-    """A shard's surviving records by slice (tags) and its lineage.
+def audit_shard(workspace: Workspace, shard: int | str) -> dict[str, Any]:
+    """A shard's surviving records by slice (tags) and its own lineage; ``trunk`` is what that starts from.
+
+    Args:
+        workspace: to be asked.
+        shard: its number, or ``trunk``.
 
     Raises:
         InputError: if there is no such shard.
     """
     layout = workspace.layout()
-    if not 0 <= shard < layout.shards:
-        raise InputError(f"a shard from 0 to {layout.shards - 1}", str(shard), "see `sisa status`")
+    number = TRUNK if shard == "trunk" else int(shard)
+    if not 0 <= number < layout.shards and shard != "trunk":
+        raise InputError(f"a shard from 0 to {layout.shards - 1}, or trunk", str(shard), "see `sisa status`")
     slices: dict[int, list[str]] = {}
-    for stored in workspace.survivors(shard):
+    for stored in workspace.survivors(number):
         slices.setdefault(layout.place(stored.record).slice, []).append(stored.tag.hex())
     manifest = workspace.book.manifest()
-    head = manifest.head(shard) if manifest is not None else None
-    history = [stored for stored in workspace.book.checkpoints() if stored.checkpoint.link.shard == shard]
+    head = manifest.head(number) if manifest is not None else None
+    everything = workspace.book.checkpoints()
+    history = [stored for stored in everything if stored.checkpoint.link.shard == number]
     return {
         "shard": shard,
         "records": sum(map(len, slices.values())),
         "slices": [{"slice": number, "records": len(tags), "tags": tags} for number, tags in sorted(slices.items())],
         "head": None if head is None else head.checkpoint,
+        "trunk": _trunk_of(head, {stored.checkpoint.key: stored.checkpoint for stored in everything}),
         "lineage": [_described(stored) for stored in history if stored.live],
         "purged": [_described(stored) for stored in history if not stored.live],
     }
+
+
+def _trunk_of(head: Head | None, made: Mapping[str, Checkpoint]) -> str | None:
+    """The checkpoint of the trunk that a served head started from, if it did."""
+    at = None if head is None else made[head.checkpoint]
+    while at is not None and at.link.shard != TRUNK:
+        at = None if at.link.parent is None else made[at.link.parent]
+    return None if at is None else at.key
 
 
 def audit_checkpoint(workspace: Workspace, key: str) -> dict[str, Any]:
@@ -184,6 +203,7 @@ def _described(stored: Stored) -> dict[str, Any]:
     checkpoint = stored.checkpoint
     return {
         "checkpoint": checkpoint.key,
+        "shard": told(checkpoint.link.shard),
         "slice": checkpoint.link.slice,
         "parent": checkpoint.link.parent,
         "records": checkpoint.members,

@@ -26,6 +26,7 @@ from shards.note import LogProof, read_head
 from shards.plan import Chain, SliceStep
 from shards.sparse import prove, prove_all
 from shards.targets import SUPPRESSION_FILE
+from shards.trunk import TRUNK
 from shards.vault import vault_digest
 from shards.workspace import Workspace
 from sisa import __version__
@@ -148,8 +149,12 @@ def _predicate(workspace: Workspace, request: DeletionRequest, law: Sequence[Che
         raise IntegrityError(f"request {request.request_id} in the ledger", "none", "run `sisa audit --all`")
     accepted = found[0]
     stored = workspace.book.live()
-    chains = [_trained(chain, stored) for chain in workspace.plan().chains]
-    live = {step.key: stored[step.key] for chain in chains for step in chain}  # not what other requests will purge
+    plan = workspace.plan()
+    chains = {chain.shard: _trained(chain, stored) for chain in plan.chains}
+    if any(chains.values()) and plan.trunk.steps:  # after the shards that start from it
+        chains[TRUNK] = _trained(plan.trunk, stored)
+    steps = [step for chain in chains.values() for step in chain]
+    live = {step.key: stored[step.key] for step in steps}  # not what other requests will purge
     before = {made.checkpoint.key for made in workspace.book.checkpoints() if made.seq < accepted.seq}
     erasures, purges = (_about(workspace, kind, request, accepted.seq) for kind in (kinds.ERASURE, kinds.PURGE))
     survivors = workspace.survivors()
@@ -192,10 +197,10 @@ def _predicate(workspace: Workspace, request: DeletionRequest, law: Sequence[Che
         "kept": sorted(key for key in live if key in before),
         "purged": purged,
         "retrained": sorted(key for key in live if key not in before),
-        "lineages": [_lineage(shard, steps, live, environments) for shard, steps in enumerate(chains)],
+        "lineages": [_lineage(shard, chain, live, environments) for shard, chain in chains.items()],
         "environments": environments,
         "prior": prior,
-        "absence": _absence([step for steps in chains for step in steps], request),
+        "absence": _absence(steps, request),
         "records": {"surviving": len(survivors), "digest": vault_digest(survivors)},
         "erasure": []
         if request.kind == NOT_PRESENT
@@ -252,7 +257,7 @@ def _trained(chain: Chain, live: Mapping[str, Checkpoint]) -> list[SliceStep]:
 def _lineage(
     shard: int, steps: Sequence[SliceStep], live: Mapping[str, Checkpoint], environments: list[dict[str, str]]
 ) -> dict[str, Any]:
-    """One shard's lineage; ``environment`` is an index into the certificate's list."""
+    """One shard's own lineage, or the trunk's; ``environment`` is an index into the certificate's list."""
     links = [
         {
             "slice": step.link.slice,

@@ -20,6 +20,7 @@ from shards.digest import canonical_json, digest
 from shards.errors import ConfigError
 from shards.files import replace_file
 from shards.remote import local_path
+from shards.trunk import MAX_SHARDS
 from shards.workspace import CONFIG_FILE
 
 # Raised only when the same recipe and records can give other bytes than before.
@@ -44,7 +45,7 @@ class Recipe(_Section):
     labels: tuple[str, ...] = Field(
         default=(), description="the label list of classification, in order; a record with another label is refused"
     )
-    shards: int = Field(default=4, ge=1, le=4096, description="S: how many constituent models")
+    shards: int = Field(default=4, ge=1, le=MAX_SHARDS, description="S: how many constituent models")
     slices: int = Field(default=3, ge=1, le=4096, description="R: slices per generation in each shard")
     epochs: int = Field(default=3, ge=1, description="passes over the records of a step")
     rehearsal: float = Field(
@@ -158,7 +159,11 @@ class RunOptions(_Section):
 
     base_model: str = Field(description="directory or hub ID of the frozen base, or minilm for the packaged encoder")
     data: tuple[str, ...] = Field(default=(), description="files that ingest and train read when none are named")
-    columns: dict[str, str] = Field(default_factory=dict, description="our column name: the files' column name")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="our column name: the files' column name (id, subject, risk, retention, generation, version, and "
+        "the content's); retention: permanent in the first ingest makes the trunk that all shards start from",
+    )
     executor: Literal["ray", "inline"] = Field(default="ray", description="where steps run")
     workers: int = Field(default=2, ge=1, description="worker processes, each with its own copy of the base")
     activation_cache: bool = Field(

@@ -26,6 +26,8 @@ from shards.deletion import DeletionRequest
 from shards.errors import InputError, LawViolationError, LockedError, OperationError, StalePlanError
 from shards.forgetting import foresee, places_of
 from shards.law import check_law
+from shards.lineage import standing_on
+from shards.trunk import TRUNK
 from shards.vault import StoredRecord
 from shards.workspace import Workspace
 from sisa.acceptance import Target, accept, as_queued, as_repeated, look_up
@@ -54,6 +56,7 @@ class Deleted:
         registered_files: of ``sisa.yaml``, if this call deleted or went on deleting: they may still hold it.
         lanes: that each pass of a retraining computes, whether or not other shards are in it.
         stale: what was made of heads that saw the records, or holds them: exports, predictions, copies.
+        trunk: a record was the trunk's: every shard is trained anew.
     """
 
     request_id: str | None
@@ -68,6 +71,7 @@ class Deleted:
     registered_files: tuple[str, ...]
     lanes: int
     stale: tuple[dict[str, Any], ...]
+    trunk: bool
 
     def to_json(self) -> dict[str, Any]:
         """The ``delete`` JSON document."""
@@ -84,6 +88,7 @@ class Deleted:
             "registered_files": list(self.registered_files),
             "lanes": self.lanes,
             "stale": list(self.stale),
+            "trunk": self.trunk,
         }
 
 
@@ -162,6 +167,7 @@ def delete(
         registered_files=session.options.data if deleting else (),
         lanes=session.recipe.lanes,
         stale=stale_after(session.workspace, covering or target.earlier, target.records if dry_run else ()),
+        trunk=any(hit["shard"] == TRUNK for hit in impact["shards"]),
     )
 
 
@@ -281,7 +287,7 @@ def _finish(
     unfinished = unfinished_requests(workspace)
     pending = [request for request in unfinished if only is None or request.request_id in only]
     waiting = [request for request in unfinished if request not in pending]
-    shards = frozenset(range(workspace.layout().shards)) - (_hit(waiting) - _hit(pending))
+    shards = _turn(workspace, _hit(waiting) - _hit(pending))
     if pending:
         _forget(workspace, unfinished, pending, shards)
         session.anchor()  # not before: forgetting waits for nothing outside
@@ -318,12 +324,18 @@ def _finish(
     return reconciled
 
 
+def _turn(workspace: Workspace, waiting: Set[int]) -> frozenset[int]:
+    """The shards whose turn it is: all but those ``waiting``; and the trunk, without which none can be trained."""
+    shards = frozenset(range(workspace.layout().shards)) - waiting
+    return shards | {TRUNK} if shards or TRUNK not in waiting else shards
+
+
 def _relearnt(workspace: Workspace, pending: Sequence[DeletionRequest]) -> list[DeletionRequest]:
     """The requests whose shards are all trained as far as their records go."""
     if not pending:
         return []
     live = workspace.book.live()
-    partial = {chain.shard for chain in workspace.plan().chains if any(step.key not in live for step in chain.steps)}
+    partial = {chain.shard for chain in workspace.plan().every if any(step.key not in live for step in chain.steps)}
     return [request for request in pending if not partial & request.shards]
 
 
@@ -373,10 +385,8 @@ def _forget(
             "method": "rewrite and unlink",
         }
         workspace.ledger.append([(kinds.ERASURE, erasure), *workspace.recommit(workspace.plan())])
-    steps = workspace.plan().steps()
-    fallen = frozenset(
-        key for key, made in workspace.book.live().items() if key not in steps and made.link.shard in shards
-    )
+    steps, live = workspace.plan().steps(), workspace.book.live()
+    fallen = standing_on({key for key, made in live.items() if key not in steps and made.link.shard in shards}, live)
     visible = workspace.visible_sets()
     saw: dict[str, frozenset[str]] = {}
     for request in unfinished:

@@ -181,7 +181,7 @@ def _difference(item: Incoming, held: Record) -> str:
 
     An earlier version is no difference: the file of a record that was readmitted still has the deleted one.
     """
-    for name in ("content", "subject", "risk", *(["generation"] if item.declared else [])):
+    for name in ("content", "subject", "risk", "retention", *(["generation"] if item.declared else [])):
         if getattr(item.record, name) != getattr(held, name):
             return name
     return "version" if item.record.version > held.version else ""

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from shards.checks import Check, report
 from shards.errors import InputError, SisaError, StorageError
+from shards.trunk import told
 from sisa.wording import counted, plain, quoted
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -129,10 +130,11 @@ def print_requests(listed: Sequence[dict[str, Any]]) -> None:
 def _print_impact(document: dict[str, Any]) -> None:
     """The table of shards, and what share of the training they are."""
     table = Table("shard", "first hit slice", "checkpoints to purge", "steps to retrain", box=None, pad_edge=False)
+    if document["trunk"]:
+        out.print("[yellow]A record of the trunk, from which every shard starts: everything is trained anew.[/]")
     for shard in document["impact"]["shards"]:
-        table.add_row(
-            *(str(shard[key]) for key in ("shard", "first_slice")), str(len(shard["purged"])), str(shard["steps"])
-        )
+        cells = (told(shard["shard"]), shard["first_slice"], len(shard["purged"]), shard["steps"])
+        table.add_row(*map(str, cells))
     share = document["impact"]["retrained_share"]
     out.print(f"{counted(len(document['ids']), 'record')}, {share:.1%} of the original training to repeat:")
     out.print(table)
@@ -160,15 +162,16 @@ def show_checks(checks: Sequence[Check], *, as_json: bool) -> None:
 def print_record(document: dict[str, Any]) -> None:
     """Where a record is, and what saw it."""
     state = "present" if document["present"] else "deleted" if document["deleted"] else "never held"
-    place = "" if document["shard"] is None else f", shard {document['shard']}, slice {document['slice']}"
+    chain = "trunk" if document["shard"] == "trunk" else f"shard {document['shard']}"
+    place = "" if document["shard"] is None else f", {chain}, slice {document['slice']}"
     out.print(f"Record [bold]{_shown(document['id'])}[/]: {state}{place}")
     out.print(f"tag {document['tag']}")
-    table = Table("checkpoint", "slice", "state", "epochs", "created", "purged", box=None, pad_edge=False)
+    table = Table("checkpoint", "shard", "slice", "state", "epochs", "created", "purged", box=None, pad_edge=False)
     for seen in document["exposures"]:
         state = "[green]live[/]" if seen["live"] else "[dim]purged[/]"
         epochs = str(seen["epochs"]) if seen["epochs"] else "0 (inherited)"
         times = ((seen[name] or "")[:19] for name in ("created", "purged"))
-        table.add_row(seen["checkpoint"][:16], str(seen["slice"]), state, epochs, *times)
+        table.add_row(seen["checkpoint"][:16], str(seen["shard"]), str(seen["slice"]), state, epochs, *times)
     out.print(table if document["exposures"] else "No checkpoint ever saw it.")
     if document["unknown"]:
         checkpoints = counted(len(document["unknown"]), "checkpoint")
@@ -201,14 +204,13 @@ def print_status(document: dict[str, Any]) -> None:
         )
     )
     table = Table("shard", "records", "slices (records)", "head", "tensors", box=None, pad_edge=False)
+    if document["trunk"] is not None:
+        trunk = document["trunk"]
+        table.add_row("trunk", str(trunk["records"]), _slices(trunk), "[dim]every shard starts here[/]", "")
     for shard in document["shards"]:
         head = shard["head"]
-        slices = " ".join(
-            f"{part['slice']}({part['records']}{'' if part['checkpoint'] else ', untrained'})"
-            for part in shard["slices"]
-        )
         served = (head["checkpoint"][:16], head["tensor_digest"][:16]) if head else ("[yellow]absent[/]", "")
-        table.add_row(str(shard["shard"]), str(shard["records"]), slices, *served)
+        table.add_row(str(shard["shard"]), str(shard["records"]), _slices(shard), *served)
     out.print(table)
     for request in document["requests"]:
         what = f"{request['state']}, {counted(request['records'], 'record')}, accepted {request['accepted'][:19]}"
@@ -247,6 +249,13 @@ def print_explained(document: dict[str, Any]) -> None:
 
 def _share(answer: dict[str, Any]) -> str:
     return f"{answer['probabilities'][answer['label']]:.1%}"
+
+
+def _slices(shard: dict[str, Any]) -> str:
+    """Each slice with its records, and whether it waits to be trained."""
+    return " ".join(
+        f"{part['slice']}({part['records']}{'' if part['checkpoint'] else ', untrained'})" for part in shard["slices"]
+    )
 
 
 def print_document(document: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from orchestration import reconcile
 from shards.errors import SisaError
+from shards.trunk import chain_name, told
 from shards.workspace import Workspace
 from sisa.delete import unfinished_requests
 from sisa.printing import err
@@ -151,7 +152,7 @@ def bars(console: Console, what: str) -> Iterator[Report]:
         def report(progress: reconcile.Progress) -> None:
             pace.take(progress)
             for shard, steps in progress.shards.items() if progress.outcome is None else ():
-                tasks[shard] = shown.add_task(f"  shard {shard}", total=len(steps), note="", failed=False)
+                tasks[shard] = shown.add_task(f"  {chain_name(shard)}", total=len(steps), note="", failed=False)
             shown.update(
                 total, total=progress.total, completed=progress.done, visible=progress.total > 0, note=pace.text()
             )
@@ -174,10 +175,11 @@ def lines(console: Console, what: str) -> Iterator[Report]:
         pace.take(progress)
         outcome, counted = progress.outcome, f"{what} {progress.done}/{progress.total}"
         if outcome is not None and outcome.checkpoint is not None:
-            step = f"shard {outcome.shard} slice {outcome.checkpoint.link.slice} in {outcome.seconds:.1f} s"
+            step = f"{chain_name(outcome.shard)} slice {outcome.checkpoint.link.slice} in {outcome.seconds:.1f} s"
             console.print(f"{counted}: {step}, {pace.text()}", markup=False, highlight=False, soft_wrap=True)
         elif outcome is not None:
-            console.print(f"{counted}: shard {outcome.shard} failed", markup=False, highlight=False, soft_wrap=True)
+            failed = f"{counted}: {chain_name(outcome.shard)} failed"
+            console.print(failed, markup=False, highlight=False, soft_wrap=True)
 
     yield report
 
@@ -192,9 +194,9 @@ def json_events(_: Console, what: str) -> Iterator[Report]:
         event: dict[str, Any] = {"event": "begin", "work": what, "done": progress.done, "total": progress.total}
         outcome = progress.outcome
         if outcome is None:
-            event["shards"] = {str(shard): len(steps) for shard, steps in progress.shards.items()}
+            event["shards"] = {str(told(shard)): len(steps) for shard, steps in progress.shards.items()}
         else:
-            event |= {"event": "failed", "shard": outcome.shard, "seconds": round(outcome.seconds, 3)}
+            event |= {"event": "failed", "shard": told(outcome.shard), "seconds": round(outcome.seconds, 3)}
             event |= {"records_per_second": round(pace.rate, 3), "seconds_left": pace.left and round(pace.left, 1)}
         if outcome is not None and outcome.checkpoint is not None:
             made = outcome.checkpoint

@@ -227,7 +227,7 @@ def _turn(session: Session, unfinished: Sequence[DeletionRequest], now: datetime
 
 def _pending(workspace: Workspace, requests: Sequence[DeletionRequest]) -> list[Pending]:
     """As the policy sees them; what each costs alone is counted in the plan of today."""
-    chains = {chain.shard: chain.steps for chain in workspace.plan().chains} if requests else {}
+    chains = {chain.shard: chain.steps for chain in workspace.plan().every} if requests else {}
     accepted = {request.request_id: fact.created for fact, request in workspace.book.requests()}
     return [
         Pending(
@@ -258,6 +258,6 @@ def _failed(workspace: Workspace) -> frozenset[str]:
 
 
 def _missing(workspace: Workspace) -> frozenset[int]:
-    """Shards that steps of the plan are missing of."""
-    live, chains = workspace.book.live(), workspace.plan().chains
+    """Shards that steps of the plan are missing of, the trunk too."""
+    live, chains = workspace.book.live(), workspace.plan().every
     return frozenset(chain.shard for chain in chains if any(step.key not in live for step in chain.steps))

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from orchestration.executor import Executor, Outcome, SliceTrainer, environment_difference
 from orchestration.reconcile import Progress, records_in
 from orchestration.schedule import schedule
+from orchestration.starting import run_in_turn
 from shards.checks import Check, judged, unchecked
 from shards.lineage import Checkpoint
 from shards.plan import Plan
 from shards.scratch import scratch
+from shards.trunk import TRUNK, chain_name
 from shards.workspace import Workspace
 from sisa.session import Report, silent
 
@@ -25,7 +27,8 @@ def replay(
 ) -> list[Check]:
     """Train ``shards`` anew on the surviving records and compare with what is stored.
 
-    Nothing of the workspace is changed; the scratch place is removed.
+    What they start from is trained anew too: the trunk, if there is one. Nothing of the workspace is changed; the
+    scratch place is removed.
 
     Args:
         workspace: to be checked.
@@ -35,17 +38,17 @@ def replay(
         report: told of every step that ends.
 
     Returns:
-        One check per shard.
+        One check per shard, and one for the trunk.
     """
     plan = workspace.plan()
     live = workspace.book.live()
     wanted = frozenset(shards)
     checks, chains = [], []
-    for chain in plan.chains:
-        if chain.shard not in wanted:
+    for chain in plan.every if plan.trunk.steps else plan.chains:
+        if chain.shard not in wanted | {TRUNK}:
             continue
         name = _name(chain.shard)
-        other = [live[step.key].environment for step in chain.steps if step.key in live]
+        other = [live[step.key].environment for step in plan.lineage(chain) if step.key in live]
         foreign = [facts for facts in other if facts != trainer.environment()]
         if not chain.steps:
             checks.append(unchecked(level, name, "no record of this shard survives; nothing is served from it"))
@@ -56,20 +59,24 @@ def replay(
             chains.append(chain)
     problems: dict[int, list[str]] = {chain.shard: [] for chain in chains}
     hindered: dict[int, str] = {}
+    begun: set[int] = set()
     total = sum(len(chain.steps) for chain in chains)
     done = 0
     with scratch(workspace.path) as directory:
         orders = schedule(Plan(plan.recipe, tuple(chains)), {})
         sizes = records_in(orders)
         report(Progress(0, total, None, sizes))
-        for outcome in executor.run(orders, trainer, workspace.path, directory):
+        for outcome in run_in_turn(executor, orders, trainer, workspace.path, directory):
             done += 1
             report(Progress(done, total, outcome, sizes))
             problem, hindrance = _compared(outcome, live)
             problems[outcome.shard] += [problem] if problem else []
             hindered |= {outcome.shard: hindrance} if hindrance else {}
+            begun.add(outcome.shard)
     for chain in chains:
         evidence = f"{len(chain.steps)} steps trained anew, every tensor equal"
+        if chain.shard not in begun:
+            hindered[chain.shard] = "not begun: the trunk that it starts from could not be replayed"
         if chain.shard in hindered and not problems[chain.shard]:
             checks.append(unchecked(level, _name(chain.shard), hindered[chain.shard]))
             continue
@@ -95,4 +102,4 @@ def _compared(outcome: Outcome, live: Mapping[str, Checkpoint]) -> tuple[str, st
 
 
 def _name(shard: int) -> str:
-    return f"shard {shard} trained anew gives the stored bits"
+    return f"{chain_name(shard)} trained anew gives the stored bits"

@@ -13,6 +13,7 @@ from shards.lineage import Checkpoint
 from shards.manifest import Head
 from shards.note import read_head
 from shards.plan import make_plan
+from shards.trunk import TRUNK
 from shards.workspace import LOCK_FILE, Workspace
 from sisa.delete import unfinished_requests
 from sisa.session import Session
@@ -23,7 +24,8 @@ def status(session: Session) -> dict[str, Any]:
 
     A request's state is ``accepted`` (not certified yet), ``completed``, ``uncertified`` (its certificate
     was lost or altered since; ``sisa train`` issues it again) or ``retired``. ``storage_bytes`` are those of
-    records, checkpoints, ledger and cached activations; ``activations_bytes`` are the latter alone.
+    records, checkpoints, ledger and cached activations; ``activations_bytes`` are the latter alone. ``trunk`` is
+    None where there is none.
     """
     workspace = session.workspace
     manifest = workspace.book.manifest()
@@ -33,6 +35,7 @@ def status(session: Session) -> dict[str, Any]:
     slices = None if unfinished else _settled(workspace, session.recipe.digest)
     if slices is None:
         slices = _planned(session)
+    trunk = slices.get(TRUNK, [])
     heads = {head.shard: (head, checkpoint) for head, checkpoint in workspace.book.served()}
     shards = [
         {
@@ -48,7 +51,8 @@ def status(session: Session) -> dict[str, Any]:
         "manifest_generation": None if manifest is None else manifest.generation,
         "manifest_digest": None if manifest is None else manifest.digest,
         "recipe_digest": session.recipe.digest,
-        "records": sum(shard["records"] for shard in shards),
+        "records": sum(one["records"] for described in slices.values() for one in described),
+        "trunk": {"records": sum(one["records"] for one in trunk), "slices": trunk} if trunk else None,
         "shards": shards,
         "requests": [
             {
@@ -72,7 +76,7 @@ def status(session: Session) -> dict[str, Any]:
     }
 
 
-# Shard → its slices in order, as the document describes them.
+# Shard, or trunk → its slices in order, as the document describes them.
 _Slices = dict[int, list[dict[str, Any]]]
 
 
@@ -86,7 +90,7 @@ def _planned(session: Session) -> _Slices:
             {"slice": step.link.slice, "records": step.own, "checkpoint": step.key if step.key in live else None}
             for step in chain.steps
         ]
-        for chain in plan.chains
+        for chain in plan.every
     }
 
 
@@ -98,7 +102,8 @@ def _settled(workspace: Workspace, recipe: str) -> _Slices | None:
     such a parent, is the plan's. The vault's bytes are compared with their digests, and not decoded, which is much
     slower; a damaged vault is left to `_planned`, which says what is wrong with it.
     """
-    committed = {place: made for place, made in sorted(workspace.book.slices().items()) if made.records}
+    in_order = sorted(workspace.book.slices().items(), key=lambda item: (item[0][0] != TRUNK, item[0]))
+    committed = {place: made for place, made in in_order if made.records}
     held: Counter[tuple[int, int]] = Counter()
     for part in workspace.book.parts():
         held[part.shard, part.slice] += part.records
@@ -111,7 +116,8 @@ def _settled(workspace: Workspace, recipe: str) -> _Slices | None:
     slices: _Slices = {}
     for (shard, number), now in committed.items():
         before = slices.setdefault(shard, [])
-        parent = before[-1]["checkpoint"] if before else None
+        last = (before or slices.get(TRUNK, []))[-1:]
+        parent = last[0]["checkpoint"] if last else None
         key = trained.get((recipe, shard, number, parent, now.root))
         if key is None:
             return None

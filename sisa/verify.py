@@ -39,6 +39,7 @@ from shards.sparse import SparseProof, verify_absence, verify_inclusion
 from shards.targets import targets_digest
 from shards.tlog import verify_consistency
 from shards.tlog import verify_inclusion as verify_logged
+from shards.trunk import TRUNK, chain_name
 from sisa.document import Document, LoggedFact, Sealed, read_certificate, read_hashes, read_limited, read_receipt
 from sisa.erasure import erasure_status
 from sisa.signing import verify_signature
@@ -348,24 +349,28 @@ def _lineages(document: Document) -> list[Check]:
     ends: dict[int, tuple[str, str, str, int]] = {}
     keys: set[str] = set()
     problems: list[str] = []
-    for lineage in predicate["lineages"]:
-        links = _links(lineage, predicate["recipe"])
+    shards, trunk = _split(predicate["lineages"])
+    for lineage in [*trunk, *shards]:
+        number, (start, _, end, before) = lineage["shard"], ends.get(TRUNK, (None, "", "", 0))
+        links = _links(lineage, predicate["recipe"], start)
         problems += [
-            f"shard {lineage['shard']}: key {body['key'][:12]} is not the hash of its fields"
+            f"{chain_name(number)}: key {body['key'][:12]} is not the hash of its fields"
             for link, body in zip(links, lineage["links"], strict=True)
             if link.key != body["key"]
         ]
-        problems += check_chain(links, predicate["recipe"], lineage["shard"])
+        problems += check_chain(links, predicate["recipe"], number, start)
         keys |= {link.key for link in links}
-        end = ""
         for body in lineage["links"]:
             environment = predicate["environments"][body["environment"]]
             end = lineage_digest(end, body["key"], body["tensors"], body["root"], environment)
         if links:
-            ends[lineage["shard"]] = (links[-1].key, lineage["links"][-1]["tensors"], end, len(links))
-    numbers = [lineage["shard"] for lineage in predicate["lineages"]]
+            ends[number] = (links[-1].key, lineage["links"][-1]["tensors"], end, before + len(links))
+    if trunk and not (TRUNK in ends and len(ends) > 1):
+        problems.append("a trunk without steps, or from which no shard starts")
+    ends.pop(TRUNK, None)  # it is never served by itself
+    numbers = [lineage["shard"] for lineage in shards]
     if numbers != list(range(len(numbers))) or len(numbers) != predicate["replay"]["recipe"]["shards"]:
-        problems.append("not every shard of the recipe occurs once, in order")
+        problems.append("not every shard of the recipe occurs once, in order, and the trunk after them")
     used = {body["environment"] for lineage in predicate["lineages"] for body in lineage["links"]}
     if used != set(range(len(predicate["environments"]))):
         problems.append("an environment that no step ran in")
@@ -394,10 +399,16 @@ def _lineages(document: Document) -> list[Check]:
     ]
 
 
-def _links(lineage: Mapping[str, Any], recipe: str) -> list[Link]:
+def _split(lineages: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """(the shards' lineages, that of the trunk if there is one), as far as it stands where it belongs."""
+    at = len(lineages) - 1 if lineages and lineages[-1]["shard"] == TRUNK else len(lineages)
+    return list(lineages[:at]), list(lineages[at:])
+
+
+def _links(lineage: Mapping[str, Any], recipe: str, start: str | None) -> list[Link]:
     links: list[Link] = []
     for body in lineage["links"]:
-        parent = links[-1].key if links else None
+        parent = links[-1].key if links else start
         links.append(Link(recipe, lineage["shard"], body["chain"], body["slice"], parent, body["records"]))
     return links
 
@@ -458,9 +469,12 @@ def _absent(document: Document) -> Check:
     links = [(lineage["shard"], link) for lineage in predicate["lineages"] for link in lineage["links"]]
     wanted = {*targets["tombstones"], *targets["absent"]}
     expected = sum(head["steps"] for head in predicate["after"].get("heads", []))
+    shards, trunk = _split(predicate["lineages"])
+    common = sum(len(lineage["links"]) for lineage in trunk)  # every head stands on them
+    shown = sum(common + len(lineage["links"]) for lineage in shards if lineage["links"])
     problems = [f"tag {tag[:12]} has no proofs, or was not asked for" for tag in sorted(wanted ^ absence.keys())]
-    if expected != len(links):
-        problems.append(f"{len(links)} slices, the manifest has {expected}")
+    if expected != shown:
+        problems.append(f"{shown} slices, the manifest has {expected}")
     if not set(targets["tags"]) <= set(targets["tombstones"]) or not wanted:
         problems.append("no record is named, or one has no tombstone")
     for tag, proofs in absence.items():
@@ -468,7 +482,7 @@ def _absent(document: Document) -> Check:
             problems.append(f"tag {tag[:12]} has {len(proofs)} proofs for {len(links)} slices")
             continue
         problems += [
-            f"tag {tag[:12]} is not shown to be absent from shard {shard}, slice {link['slice']}"
+            f"tag {tag[:12]} is not shown to be absent from {chain_name(shard)}, slice {link['slice']}"
             for (shard, link), proof in zip(links, proofs, strict=True)
             if not verify_absence(bytes.fromhex(link["root"]), bytes.fromhex(tag), SparseProof.from_json(proof))
         ]

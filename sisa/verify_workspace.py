@@ -19,6 +19,7 @@ from shards.kinds import CHANGING
 from shards.law import check_law
 from shards.manifest import ModelManifest
 from shards.note import read_head
+from shards.trunk import TRUNK, chain_name
 from shards.workspace import Workspace
 from sisa.anchoring import check_anchor
 from sisa.certificate import statement
@@ -251,7 +252,9 @@ def _replays(workspace: Workspace, predicate: dict[str, Any], scope: ReplayScope
     try:
         found = workspace.book.request(predicate["request"]["id"])
         hit = [shard["shard"] for shard in found[1].impact["shards"]] if found is not None else []
-        shards = hit if scope == "affected" else [chain.shard for chain in workspace.plan().chains]
+        plan = workspace.plan()
+        shards = hit if scope == "affected" else [chain.shard for chain in plan.chains]
+        shards = shards + [TRUNK] * (bool(shards and plan.trunk.steps) and TRUNK not in shards)
         later = _superseded(workspace, predicate, level, shards)
         left = [shard for shard in shards if shard not in later]
         checks = [*later.values(), *(replayer(workspace, left, level) if left else [])]
@@ -269,7 +272,7 @@ def _superseded(workspace: Workspace, predicate: dict[str, Any], level: str, sha
     certified = {lineage["shard"]: lineage["links"] for lineage in predicate["lineages"]}
     found = {}
     for shard in shards:
-        name = f"shard {shard} trained anew gives the certified bits"
+        name = f"{chain_name(shard)} trained anew gives the certified bits"
         links = certified.get(shard, [])
         other = [link for link in links if link["key"] in live and live[link["key"]].tensors != link["tensors"]]
         if other:
@@ -283,6 +286,7 @@ def _superseded(workspace: Workspace, predicate: dict[str, Any], level: str, sha
 def _affected(hit: list[int], full: list[Check]) -> Check:
     """What a full replay says of the hit shards."""
     if hit and all(check.outcome == "passed" for check in full):
-        return Check("V3", REPLAYS["V3"], "passed", f"shards {hit} are among those of V4")
+        named = ", ".join(map(chain_name, hit))
+        return Check("V3", REPLAYS["V3"], "passed", f"among those of V4: {named}")
     why = "not every shard of V4 passed (--replay affected asks these alone)" if hit else "the request hit no shard"
     return unchecked("V3", REPLAYS["V3"], why)

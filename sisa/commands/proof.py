@@ -83,11 +83,16 @@ def _with_workspace(
     return verify_against(document, path, anchor=anchor, replay=replay, replayer=replayer)
 
 
+def _shard(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
+    """The number of a shard, or ``trunk``."""
+    return value if value in (None, "trunk") else click.INT(value)
+
+
 @click.command()
 @workspace_option
 @click.option("--id", "record_id", help="A record: shard, slice, every checkpoint that saw it.")
 @click.option("--subject", help="All records of a subject.")
-@click.option("--shard", type=int, help="A shard: its records and lineage.")
+@click.option("--shard", metavar="NUMBER", callback=_shard, help="A shard, or trunk: its records and lineage.")
 @click.option("--checkpoint", help="A checkpoint: what it trained and inherited.")
 @click.option("--all", "everything", is_flag=True, help="Ask the law of the whole workspace, its log first.")
 @click.option("--residue", is_flag=True, help="Search everything stored for --records.")
@@ -103,7 +108,7 @@ def audit(
     workspace: Path,
     record_id: str | None,
     subject: str | None,
-    shard: int | None,
+    shard: int | str | None,
     checkpoint: str | None,
     everything: bool,
     residue: bool,

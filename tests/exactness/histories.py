@@ -31,7 +31,7 @@ from shards.errors import UnknownRecordError
 from shards.files import TEMPORARY
 from shards.law import check_law
 from shards.ledger import Ledger
-from shards.records import Record
+from shards.records import PERMANENT, Record
 from shards.store import Store
 from shards.vault import Vault
 from shards.workspace import Workspace
@@ -261,6 +261,7 @@ class World:
         held: record number → generation.
         deleted: record numbers that may never return.
         queued: request → records that it would delete.
+        permanent: record numbers that are declared to stay; those of the first generation make the trunk.
     """
 
     path: Path
@@ -272,6 +273,7 @@ class World:
     next_generation: int = 0
     files: int = 0
     visits: list[Operation] = field(default_factory=list)
+    permanent: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         self.session = toy_session(self.path / "workspace", self.recipe)
@@ -375,6 +377,8 @@ class World:
         for number in numbers:
             row = record(number).to_json()
             del row["generation"]
+            if number in self.permanent:
+                row["retention"] = PERMANENT
             if generation is not None and number not in self._actual():
                 row["generation"] = generation
             rows.append(json.dumps(row) + "\n")
@@ -453,6 +457,11 @@ def operations() -> st.SearchStrategy[Operation]:
         st.builds(Work, st.booleans()),
         st.just(Cancel()),
     )
+
+
+def permanents() -> st.SearchStrategy[frozenset[int]]:
+    """Which records are declared to stay: none, or some of the pool."""
+    return st.just(frozenset()) | st.frozensets(st.integers(0, POOL - 1), min_size=1, max_size=4)
 
 
 def executors() -> st.SearchStrategy[Executor]:

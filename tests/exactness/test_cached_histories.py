@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sisa.config import Recipe
-from tests.exactness.histories import Event, World, histories, kills
+from tests.exactness.histories import Event, World, histories, kills, permanents
 from tests.exactness.test_histories import assert_verified, examples
 from tests.toy import Keeping, memory_directory, toy_recipe
 
@@ -46,12 +46,15 @@ def damage(root: Path, seed: int) -> None:
 @given(
     recipe=recipes(),
     events=histories(kills() | st.none()),
+    permanent=permanents(),
     seed=st.none() | st.integers(0, 9999),
 )
-def test_any_history_with_any_cache_equals_a_fresh_run(recipe: Recipe, events: list[Event], seed: int | None) -> None:
+def test_any_history_with_any_cache_equals_a_fresh_run(
+    recipe: Recipe, events: list[Event], permanent: frozenset[int], seed: int | None
+) -> None:
     """Warm, cold or damaged: and what is left at the end is of survivors."""
     with memory_directory() as path:
-        world = World(path, recipe, Keeping())
+        world = World(path, recipe, Keeping(), permanent=permanent)
         try:
             for number, event in enumerate(events):
                 world.play(event)

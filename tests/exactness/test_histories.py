@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from orchestration.executor import Executor
 from sisa.config import Recipe
-from tests.exactness.histories import POOL, Delete, Event, Ingest, Operation, World, executors, histories, kills
+from tests.exactness.histories import (
+    POOL,
+    Delete,
+    Event,
+    Ingest,
+    Operation,
+    World,
+    executors,
+    histories,
+    kills,
+    permanents,
+)
 from tests.exactness.oracle import Holdings, holdings, refuted
 from tests.toy import ToyTrainer, memory_directory, toy_recipe
 
@@ -38,10 +49,17 @@ def recipes() -> st.SearchStrategy[Recipe]:
     )
 
 
-def play(recipe: Recipe, events: list[Event], *, certificates: bool = False, lanes: int = 1) -> None:
+def play(
+    recipe: Recipe,
+    events: list[Event],
+    permanent: frozenset[int] = frozenset(),
+    *,
+    certificates: bool = False,
+    lanes: int = 1,
+) -> None:
     """Play a history and ask the whole law at its end."""
     with memory_directory() as path:
-        world = World(path, recipe, ToyTrainer(lanes=lanes))
+        world = World(path, recipe, ToyTrainer(lanes=lanes), permanent=permanent)
         try:
             for event in events:
                 world.play(event)
@@ -61,52 +79,57 @@ def assert_verified(world: World) -> None:
 
 
 @examples(120)
-@given(recipe=recipes(), events=histories(st.none()))
-def test_any_history_equals_a_fresh_run(recipe: Recipe, events: list[Event]) -> None:
-    play(recipe, events)
+@given(recipe=recipes(), events=histories(st.none()), permanent=permanents())
+def test_any_history_equals_a_fresh_run(recipe: Recipe, events: list[Event], permanent: frozenset[int]) -> None:
+    play(recipe, events, permanent)
 
 
 @examples(120)
-@given(recipe=recipes(), events=histories(kills() | st.none()))
-def test_any_history_killed_anywhere_equals_a_fresh_run(recipe: Recipe, events: list[Event]) -> None:
-    play(recipe, events)
+@given(recipe=recipes(), events=histories(kills() | st.none()), permanent=permanents())
+def test_any_history_killed_anywhere_equals_a_fresh_run(
+    recipe: Recipe, events: list[Event], permanent: frozenset[int]
+) -> None:
+    play(recipe, events, permanent)
 
 
 @examples(30)
-@given(recipe=recipes(), events=histories(st.none()), lanes=st.integers(2, 3))
+@given(recipe=recipes(), events=histories(st.none()), permanent=permanents(), lanes=st.integers(2, 3))
 def test_any_history_in_lanes_equals_fresh_runs_side_by_side_and_alone(
-    recipe: Recipe, events: list[Event], lanes: int
+    recipe: Recipe, events: list[Event], permanent: frozenset[int], lanes: int
 ) -> None:
-    play(recipe, events, lanes=lanes)
+    play(recipe, events, permanent, lanes=lanes)
 
 
 @examples(30)
-@given(recipe=recipes(), events=histories(kills() | st.none()), lanes=st.integers(2, 3))
+@given(recipe=recipes(), events=histories(kills() | st.none()), permanent=permanents(), lanes=st.integers(2, 3))
 def test_any_history_in_lanes_killed_anywhere_equals_fresh_runs_side_by_side_and_alone(
-    recipe: Recipe, events: list[Event], lanes: int
+    recipe: Recipe, events: list[Event], permanent: frozenset[int], lanes: int
 ) -> None:
-    play(recipe, events, lanes=lanes)
+    play(recipe, events, permanent, lanes=lanes)
 
 
 @examples(30)
-@given(recipe=recipes(), events=histories(kills() | st.none()))
-def test_every_certificate_of_any_history_verifies(recipe: Recipe, events: list[Event]) -> None:
-    play(recipe, events, certificates=True)
+@given(recipe=recipes(), events=histories(kills() | st.none()), permanent=permanents())
+def test_every_certificate_of_any_history_verifies(
+    recipe: Recipe, events: list[Event], permanent: frozenset[int]
+) -> None:
+    play(recipe, events, permanent, certificates=True)
 
 
 @examples(30)
 @given(
     recipe=recipes(),
     gone=st.lists(st.integers(0, POOL - 1), min_size=1, max_size=4, unique=True),
+    permanent=permanents(),
     batched=executors(),
     singly=executors(),
 )
 def test_batched_deletion_equals_deletion_one_by_one_in_any_order(
-    recipe: Recipe, gone: list[int], batched: Executor, singly: Executor
+    recipe: Recipe, gone: list[int], permanent: frozenset[int], batched: Executor, singly: Executor
 ) -> None:
     def run(operations: list[Operation], executor: Executor) -> Holdings:
         with memory_directory() as path:
-            world = World(path, recipe)
+            world = World(path, recipe, permanent=permanent)
             try:
                 for operation in operations:
                     world.play(Event(operation, None, repeat=True, executor=executor))
@@ -124,8 +147,8 @@ def test_batched_deletion_equals_deletion_one_by_one_in_any_order(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @examples(5000)
-@given(recipe=recipes(), events=histories(kills() | st.none()), lanes=st.integers(1, 3))
+@given(recipe=recipes(), events=histories(kills() | st.none()), permanent=permanents(), lanes=st.integers(1, 3))
 def test_thousands_of_histories_killed_anywhere_equal_a_fresh_run(
-    recipe: Recipe, events: list[Event], lanes: int
+    recipe: Recipe, events: list[Event], permanent: frozenset[int], lanes: int
 ) -> None:
-    play(recipe, events, lanes=lanes)
+    play(recipe, events, permanent, lanes=lanes)

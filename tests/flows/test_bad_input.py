@@ -64,6 +64,7 @@ BAD_LINES: dict[str, tuple[list[Any], tuple[str, ...]]] = {
     "text that is a number": ([ticket(20, text=5)], ("bad.jsonl:1", "'text'", "string")),
     "text that is no Unicode": (['{"id": "x", "text": "\\ud800", "label": "login"}'], ("bad.jsonl:1", "Unicode")),
     "risk beyond one": ([ticket(20, risk=1.5)], ("bad.jsonl:1", "risk", "from 0 to 1")),
+    "a retention of days": ([ticket(20, retention="30 days")], ("bad.jsonl:1", "retention", "'permanent' or empty")),
     "negative generation": ([ticket(20, generation=-1)], ("bad.jsonl:1", "generation")),
     "version zero": ([ticket(20, version=0)], ("bad.jsonl:1", "version")),
     "subject that is a list": ([ticket(20, subject=[])], ("bad.jsonl:1", "subject")),
@@ -124,7 +125,7 @@ def test_the_same_id_with_other_content_names_the_way_to_replace_it_and_changes_
     with unchanged(classification.path):
         result = sisa("train", "-w", classification.path, "--data", other)
         refused(result, "other.jsonl:2", "ticket-3-IDCANARY", "another content", "sisa delete", "--readmit")
-    for change in ({"subject": "somebody else"}, {"risk": 0.5}, {"generation": 3}):
+    for change in ({"subject": "somebody else"}, {"risk": 0.5}, {"retention": "permanent"}, {"generation": 3}):
         moved = write_jsonl(tmp_path / "moved.jsonl", [ticket(3, **change)])
         with unchanged(classification.path):
             refused(sisa("ingest", "-w", classification.path, "--data", moved), *change)

@@ -19,7 +19,16 @@ from tests.flows.helpers import QUICK, begin, done, settings, sisa, write_jsonl
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCKS = re.compile(r"<!-- tested -->\n```sh\n(.*?)```\n(?:```text\n(.*?)```\n)?", re.DOTALL)
-RUNBOOKS = ("answers.md", "backups.md", "evaluation.md", "exports.md", "keys.md", "merging.md", "storage.md")
+RUNBOOKS = (
+    "answers.md",
+    "backups.md",
+    "evaluation.md",
+    "exports.md",
+    "keys.md",
+    "merging.md",
+    "storage.md",
+    "trunk.md",
+)
 EXIT = re.compile(r"\s*# exits (\d)$")
 
 

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 PAGE = Path(__file__).parents[2] / "docs" / "verify-it-yourself.md"
 EMPTY = bytes(32)
+TRUNK = 4096
 Outcome = tuple[str, str, str]  # level, name, "passed" or "failed" or "not_checked"
 Keys = list[tuple[int, Ed25519PublicKey | None]]
 
@@ -632,8 +633,10 @@ def lineages(p: Any, subject: Any) -> list[Outcome]:
     keys: list[str] = []
     ends: dict[int, list[Any]] = {}
     used: set[int] = set()
-    for lineage in p["lineages"]:
-        parent, last, end = "", -1, ""
+    shards, trunk = apart(p["lineages"])
+    root, before, steps = "", "", 0
+    for lineage in [*trunk, *shards]:
+        parent, last, end = root, -1, before
         for link in lineage["links"]:
             parent = checkpoint_key(p["recipe"], lineage["shard"], link, parent)
             whole = whole and link["key"] == parent and link["slice"] > last
@@ -641,10 +644,13 @@ def lineages(p: Any, subject: Any) -> list[Outcome]:
             last = link["slice"]
             used.add(link["environment"])
             keys.append(parent)
-        if lineage["links"]:
-            ends[lineage["shard"]] = [parent, lineage["links"][-1]["tensors"], end, len(lineage["links"])]
-    whole = whole and [part["shard"] for part in p["lineages"]] == list(range(len(p["lineages"])))
-    whole = whole and len(p["lineages"]) == p["replay"]["recipe"]["shards"]
+        if lineage["shard"] == TRUNK:
+            root, before, steps = parent, end, len(lineage["links"])
+        elif lineage["links"]:
+            ends[lineage["shard"]] = [parent, lineage["links"][-1]["tensors"], end, steps + len(lineage["links"])]
+    whole = whole and [part["shard"] for part in shards] == list(range(len(shards)))
+    whole = whole and len(shards) == p["replay"]["recipe"]["shards"]
+    whole = whole and bool(not trunk or (steps and ends))
     whole = whole and used == set(range(len(p["environments"])))
     for head in after["heads"]:
         require(head.keys() == {"shard", "checkpoint", "tensors", "lineage", "steps"})
@@ -667,12 +673,21 @@ def lineages(p: Any, subject: Any) -> list[Outcome]:
     ]
 
 
+def apart(lineages: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The shards' lineages, and the trunk's, which is the last if there is one."""
+    trunk = [part for part in lineages[-1:] if part["shard"] == TRUNK]
+    return lineages[: len(lineages) - len(trunk)], trunk
+
+
 def gone(p: Any) -> list[Outcome]:
     targets, proofs = p["request"]["targets"], p["absence"]
+    shards, trunk = apart(p["lineages"])
+    below = sum(len(lineage["links"]) for lineage in trunk)
+    steps = sum(below + len(lineage["links"]) for lineage in shards if lineage["links"])
     roots = [link["root"] for lineage in p["lineages"] for link in lineage["links"]]
     wanted = {*targets["tombstones"], *targets["absent"]}
     holds = bool(wanted) and proofs.keys() == wanted and set(targets["tags"]) <= set(targets["tombstones"])
-    holds = holds and len(roots) == sum(head["steps"] for head in p["after"].get("heads", []))
+    holds = holds and steps == sum(head["steps"] for head in p["after"].get("heads", []))
     for tag, given in proofs.items():
         if len(given) != len(roots):
             holds = False

@@ -19,6 +19,7 @@ from orchestration.executor import ATTEMPT, Files, Lesson, SliceTrainer, order
 from orchestration.ray_executor import RayExecutor, Worker
 from orchestration.schedule import schedule, teams
 from shards.errors import OperationError, SisaError, StepFailedError
+from shards.trunk import TRUNK
 from sisa.config import Settings, write_settings
 from sisa.ingest import Ingested, commit
 from sisa.session import Session, open_session
@@ -438,3 +439,24 @@ def test_what_a_worker_tells_of_the_failure_of_its_lanes_holds_nothing_of_a_reco
     assert all(isinstance(outcome.error, StepFailedError) for outcome in outcomes)
     assert all(outcome.error is not None and outcome.error.__traceback__ is None for outcome in outcomes)
     assert b"IDCANARY" not in ray.cloudpickle.dumps(outcomes)
+
+
+def test_shards_wait_on_ray_for_the_trunk_they_start_from_whoever_dies_meanwhile(
+    memory_path: Path, tmp_path: Path
+) -> None:
+    session = toy_session(memory_path / "workspace", toy_recipe())
+    kept = [toy_record(number, subject=None, retention="permanent" if number < 4 else None) for number in range(14)]
+    commit(session, stored(session, kept), Ingested(14, 0, 0, 0))
+    graves = tmp_path / "deaths"
+    graves.mkdir()
+    trunk = session.workspace.plan().trunk.steps
+    deadly = Deadly(ToyTrainer(), trunk[-1].members[0].record.id, graves, deaths=1)
+    train(session, executor=RayExecutor(2), trainer=deadly)
+    assert len(list(graves.iterdir())) == 1
+    made = [stored.checkpoint.link.shard for stored in session.workspace.book.checkpoints()]
+    assert set(made[: len(trunk)]) == {TRUNK}
+    assert TRUNK not in made[len(trunk) :]
+    deletion.delete(session, ["r0", "r9"], executor=RayExecutor(2), trainer=ToyTrainer())
+    assert_lawful(session)
+    assert_equals_fresh_run(session, ToyTrainer(), memory_path / "oracle")
+    session.workspace.close()

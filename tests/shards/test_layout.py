@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from shards.layout import ShardLayout
-from tests.toy import toy_record
+from shards.records import PERMANENT
+from shards.trunk import MAX_SHARDS, TRUNK, chain_name, told
+from tests.toy import toy_recipe, toy_record
 
 LAYOUT = ShardLayout(shards=4, slices=5, rehearsal=0.25, epochs=2, key=b"k" * 32)
 MANY = [toy_record(number, subject=None) for number in range(2000)]
@@ -93,3 +95,19 @@ def test_a_layout_is_read_from_a_recipes_json_and_hides_its_key() -> None:
     body = {"shards": 4, "slices": 5, "rehearsal": 0.25, "epochs": 2}
     assert ShardLayout.of_recipe(body, b"k" * 32) == LAYOUT
     assert "kkk" not in repr(LAYOUT)
+
+
+def test_a_permanent_record_of_the_first_generation_lives_in_the_trunk_and_no_later_one() -> None:
+    for record in MANY:
+        stays = replace(record, retention=PERMANENT)
+        assert LAYOUT.place(stays) == replace(LAYOUT.place(record), shard=TRUNK), "the slice is what it was"
+        assert LAYOUT.place(replace(stays, subject="somebody", content="{}", version=9)) == LAYOUT.place(stays)
+        later = replace(stays, generation=1)
+        assert LAYOUT.place(later) == LAYOUT.place(replace(later, retention=None)), "an ordinary record"
+
+
+def test_the_trunk_has_a_number_that_no_shard_can_have() -> None:
+    assert TRUNK not in range(MAX_SHARDS)
+    with pytest.raises(ValueError, match="shards"):
+        toy_recipe(shards=MAX_SHARDS + 1)
+    assert [chain_name(0), chain_name(TRUNK), told(0), told(TRUNK)] == ["shard 0", "trunk", 0, "trunk"]

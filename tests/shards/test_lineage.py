@@ -15,11 +15,14 @@ from shards.lineage import (
     Checkpoint,
     Link,
     check_chain,
+    check_lineage,
     lineage_digest,
     pack_tags,
     records_digest,
+    standing_on,
     unpack_tags,
 )
+from shards.trunk import TRUNK
 
 FIRST = Link(recipe="r", shard=1, chain=0, slice=0, parent=None, records="x")
 SECOND = replace(FIRST, slice=2, parent=FIRST.key, records="y")
@@ -116,6 +119,45 @@ def test_a_whole_chain_has_no_problems() -> None:
 )
 def test_a_broken_chain_is_seen(links: list[Link]) -> None:
     assert check_chain(links, "r", 1) != []
+
+
+BASE = replace(FIRST, shard=TRUNK)
+GROWN = [BASE, replace(SECOND, shard=TRUNK, parent=BASE.key)]
+OWN = replace(FIRST, parent=GROWN[-1].key)
+
+
+def test_a_lineage_may_begin_with_the_trunk() -> None:
+    assert check_lineage([], "r", 1) == []
+    assert check_lineage([FIRST, SECOND], "r", 1) == []
+    assert check_lineage([*GROWN, OWN, replace(SECOND, parent=OWN.key)], "r", 1) == []
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        [*GROWN, FIRST],
+        [OWN],
+        [*GROWN[1:], OWN],
+        [*GROWN[:1], OWN],
+        [*reversed(GROWN), OWN],
+        [OWN, *GROWN],
+        [GROWN[0], OWN, GROWN[1]],
+        [replace(BASE, recipe="s"), replace(FIRST, parent=replace(BASE, recipe="s").key)],
+        [*GROWN, replace(OWN, shard=2)],
+        GROWN,
+    ],
+)
+def test_a_lineage_that_does_not_grow_from_its_trunk_is_seen(links: list[Link]) -> None:
+    assert check_lineage(links, "r", 1) != []
+
+
+def test_what_stands_on_a_checkpoint_falls_with_it() -> None:
+    links = [*GROWN, OWN, replace(SECOND, parent=OWN.key), replace(FIRST, shard=2, parent=GROWN[0].key), FIRST]
+    live = {link.key: replace(made(), link=link) for link in links}
+    keys = list(live)
+    assert standing_on({keys[1]}, live) == {*keys[1:4]}
+    assert standing_on({keys[0]}, live) == {*keys[:5]}
+    assert standing_on(set(), live) == set()
 
 
 @settings(max_examples=50, derandomize=True, deadline=None, database=None)

@@ -10,8 +10,10 @@ import pytest
 from benchmarks.difference import difference
 from shards.keys import Keyring
 from shards.layout import Assignment, ShardLayout
-from shards.plan import Plan, make_chain, make_plan, pass_order
+from shards.plan import Chain, Plan, make_chain, make_plan, pass_order
+from shards.records import PERMANENT
 from shards.sparse import tree_root
+from shards.trunk import TRUNK
 from shards.vault import StoredRecord
 from tests.toy import toy_record
 
@@ -118,3 +120,31 @@ def test_a_content_change_changes_the_key_and_a_salt_only_the_root() -> None:
     assert edited.head
     assert chain.head.key == salted.head.key != edited.head.key
     assert chain.head.root != salted.head.root
+
+
+def test_the_first_step_of_every_shard_starts_from_the_trunks_head_and_its_key_covers_it() -> None:
+    common = [replace(one, record=replace(one.record, retention=PERMANENT)) for one in RECORDS[:12]]
+    whole, smaller = plan([*common, *RECORDS[12:]]), plan([*common[1:], *RECORDS[12:]])
+    assert whole.every == (whole.trunk, *whole.chains)
+    assert whole.trunk.shard == TRUNK
+    assert {one.tag for step in whole.trunk.steps for one in step.members} == {one.tag for one in common}
+    assert whole.trunk.steps[0].link.parent is None
+    for chain in whole.chains:
+        assert chain.steps[0].link.parent == whole.trunk.steps[-1].key
+        assert whole.lineage(chain) == whole.trunk.steps + chain.steps
+        assert not {one.tag for step in chain.steps for one in step.members} & {one.tag for one in common}
+    own = {step.key for chain in whole.chains for step in chain.steps}
+    assert not own & smaller.steps().keys(), "whoever leaves the trunk changes every key after it"
+
+
+def test_one_shards_chain_is_made_from_its_records_and_the_trunks() -> None:
+    common = [replace(one, record=replace(one.record, retention=PERMANENT)) for one in RECORDS[:12]]
+    everything = [*common, *RECORDS[12:]]
+    for chain in plan(everything).every:
+        needed = [one for one in everything if LAYOUT.place(one.record).shard in (chain.shard, TRUNK)]
+        assert make_chain(chain.shard, needed, LAYOUT, "recipe") == chain
+
+
+def test_without_a_permanent_record_there_is_no_trunk() -> None:
+    assert plan(RECORDS).trunk == Chain(TRUNK, ())
+    assert all(chain.steps[0].link.parent is None for chain in plan(RECORDS).chains)

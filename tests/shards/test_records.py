@@ -58,12 +58,13 @@ def test_every_format_gives_the_same_records(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_optional_columns_may_be_absent_or_empty(kind: str, tmp_path: Path) -> None:
     rows: Rows = ({"id": 7, "text": "t", "label": 1}, {"id": 8, "text": "t", "label": 0})
-    full = [{**row, "subject": None, "risk": None, "generation": None, "version": None} for row in rows]
+    absent = dict.fromkeys(("subject", "risk", "retention", "generation", "version"))
+    full = [row | absent for row in rows]
     for name, content in (("absent", rows), ("empty", full)):
         incoming = read_records([write(tmp_path, kind, content, name)], "classification")
         assert [item.record.id for item in incoming] == ["7", "8"]
         assert [item.record.fields()["label"] for item in incoming] == ["1", "0"]
-        assert all(item.record.subject is None and item.record.risk is None for item in incoming)
+        assert all(item.record.subject is item.record.risk is item.record.retention is None for item in incoming)
         assert not any(item.declared for item in incoming)
 
 
@@ -129,6 +130,8 @@ GOOD = {"id": "a", "text": "t", "label": "x"}
         ({**GOOD, "risk": 1.01}, "'risk' must be a number from 0 to 1"),
         ({**GOOD, "risk": "high"}, "'risk' must be a number from 0 to 1"),
         ({**GOOD, "risk": True}, "'risk' must be a number from 0 to 1"),
+        ({**GOOD, "retention": "30 days"}, "'retention' must be 'permanent' or empty, not '30 days'"),
+        ({**GOOD, "retention": True}, "'retention' must be 'permanent' or empty"),
         ({**GOOD, "generation": -1}, "'generation' must be a whole number from 0"),
         ({**GOOD, "generation": 1.5}, "'generation' must be a whole number from 0"),
         ({**GOOD, "generation": 10**7}, "'generation' must be a whole number from 0"),
@@ -265,3 +268,13 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "directory.csv").mkdir()
     with pytest.raises(RecordError, match="directory"):
         records(tmp_path / "directory.csv")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_record_declared_to_stay_is_read_from_any_column_and_written_back(kind: str, tmp_path: Path) -> None:
+    rows: Rows = ({**GOOD, "id": "a", "keep": "permanent"}, {**GOOD, "id": "b", "keep": ""})
+    stays, goes = records(write(tmp_path, kind, rows), columns={"retention": "keep"})
+    assert (stays.retention, goes.retention) == ("permanent", None)
+    assert stays.to_json()["retention"] == "permanent"
+    assert "retention" not in goes.to_json(), "nothing that was written before changes"
+    assert records(write(tmp_path, "jsonl", [stays.to_json(), goes.to_json()], "again")) == [stays, goes]

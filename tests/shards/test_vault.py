@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from shards.digest import file_digest
@@ -25,7 +26,7 @@ RECORDS = [
         [
             toy_record(0),
             toy_record(1, subject=None),
-            toy_record(2, risk=0.5, generation=3, version=7),
+            toy_record(2, risk=0.5, generation=3, version=7, retention="permanent"),
             toy_record(3, id="ü 🎫", content='{"text":"\\n"}'),
         ]
     )
@@ -177,12 +178,21 @@ def test_a_commitment_opens_to_its_record_under_its_salt_and_to_nothing_else() -
         {"risk": 0.25},
         {"generation": 1},
         {"version": 2},
+        {"retention": "permanent"},
     ],
 )
 def test_a_commitment_covers_every_attribute_of_a_record(change: dict[str, Any]) -> None:
     one = RECORDS[0]
     assert not replace(one, record=replace(one.record, **change)).opens()
-    assert {field.name for field in fields(Record)} == {"id", "content", "subject", "risk", "generation", "version"}
+    covered = {"id", "content", "subject", "risk", "generation", "version", "retention"}
+    assert {field.name for field in fields(Record)} == covered
+
+
+def test_a_part_written_before_records_had_a_retention_is_read(vault: Vault) -> None:
+    (part,) = vault.write({PLACE: RECORDS[:1]})
+    old = pq.read_table(vault.root / part.file).drop_columns(["retention"])
+    pq.write_table(old, vault.root / part.file)
+    assert vault.read(replace(part, digest=file_digest(vault.root / part.file))) == [RECORDS[0]]
 
 
 def test_salts_and_commitments_never_repeat_whatever_repeats_in_the_records() -> None:
