@@ -32,9 +32,10 @@ from benchmarks.environment import environment, load
 from benchmarks.passes import all_passes, positions
 from benchmarks.settings import recipe_values
 from orchestration.executor import Executor
-from sisa.evaluate import Evaluation, evaluate
+from sisa.evaluate import evaluate
 from sisa.initialise import initialise
 from sisa.merge import METHODS
+from sisa.results import Evaluation
 from sisa.session import Session, open_session
 from sisa.train import train
 
