@@ -166,7 +166,8 @@ class Task:
 
 def banking(data: Path, sizes: Sizes) -> Task:
     """Banking77: its training file, or some of it evenly, and its test file."""
-    records = spread(banking_records(data / "banking77"), sizes.records)
+    every = banking_records(data / "banking77")
+    records = spread(every, sizes.records)
     with (data / "banking77" / "test.csv").open(newline="", encoding="utf-8") as handle:
         tests = [
             {"id": f"t{number:05d}", "text": row["text"], "label": row["category"]}
@@ -174,7 +175,7 @@ def banking(data: Path, sizes: Sizes) -> Task:
         ]
     held_out = [tests[number * len(tests) // sizes.held_out] for number in range(sizes.held_out)]
     rows = [{"id": record.id} | record.fields() for record in records]
-    return Task("classification", "minilm", rows, held_out, {"labels": list(labels_of(records))})
+    return Task("classification", "minilm", rows, held_out, {"labels": list(labels_of(every))})
 
 
 def tofu(data: Path, sizes: Sizes) -> Task:
