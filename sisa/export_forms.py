@@ -299,15 +299,18 @@ def _forget_origin(config: Path) -> None:
     replace_file(config, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _read_whole(making: Making, directory: Path, **options: Any) -> Model:
+def _read_whole(making: Making, directory: Path, *, trust_remote_code: bool = False, **options: Any) -> Model:
     recipe = making.session.recipe
     auto: Any = AutoModelForSequenceClassification if recipe.task == "classification" else AutoModelForCausalLM
+    options |= {"local_files_only": True, "trust_remote_code": trust_remote_code}  # unsaid, a terminal would be asked
     model, info = auto.from_pretrained(
-        str(directory), dtype="auto", use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        str(directory), dtype="auto", use_safetensors=True, output_loading_info=True, **options
     )
     if problems := [f"{what}: {names}" for what, names in info.items() if names]:
         raise OperationError("weights for every parameter, and no others", "; ".join(problems), "report this")
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(directory), local_files_only=True, trust_remote_code=trust_remote_code
+    )
     if [encode_prompt(dict(fields), recipe, tokenizer) for fields in making.inputs] != list(making.tokens):
         raise OperationError("a tokenizer that reads as the base's does", "other tokens", "report this")
     model = model.to(recipe.device)

@@ -83,9 +83,10 @@ def needed(form: str) -> None:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_written_loaded_again_and_found_the_same(
-    form: str, task: str, place: Callable[[str], Path], tmp_path: Path
+    form: str, task: str, place: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed(form)
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("a terminal was asked"))
     with open_session(place(task)) as opened:
         made = export(opened, tmp_path / "out", form)
         (fact,) = opened.workspace.ledger.facts(kinds.EXPORT)
