@@ -242,7 +242,7 @@ def _greedy(session: Session, aggregation: str = "mean") -> Session:
     return replace(session, options=session.options.model_copy(update=changed))
 
 
-def _by_logits(asked: _Asked, rouge: Mapping[str, float]) -> Result:
+def _by_logits(asked: _Asked, rouge: dict[str, float]) -> Result:
     """The mean of logits, of the model that an export would hold; without scores where heads cannot share a pass."""
     from sisa.aggregate import ensemble
     from sisa.plain_model import PlainModel

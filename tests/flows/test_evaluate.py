@@ -37,7 +37,7 @@ class Pooled(torch.nn.Module):
 
     def __init__(self, session: Session, heads: Sequence[ServedHead]) -> None:
         super().__init__()
-        assert session.options.model_dump()["aggregation"] == "logit"
+        assert vars(session.options)["aggregation"] == "logit"
         self.put, self.heads = alone(session)[0], heads
 
     def forward(self, **inputs: Any) -> Any:
@@ -52,7 +52,8 @@ def generate(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dic
 
 def pool(logits: torch.Tensor, how: str, records: Sequence[int]) -> torch.Tensor:
     weights = torch.tensor(records if how == "weighted" else [1] * len(logits), dtype=torch.float64)
-    return torch.tensordot(weights / weights.sum(), logits.softmax(-1), 1)
+    pooled: torch.Tensor = torch.tensordot(weights / weights.sum(), logits.softmax(-1), 1)
+    return pooled
 
 
 @dataclass
