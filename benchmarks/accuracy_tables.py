@@ -1,11 +1,11 @@
-"""The tables of ``accuracy_by_shards.py``."""
+"""The tables of ``accuracy_by_shards.py`` and ``inference_cost.py``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.markdown import holds, table
+from benchmarks.markdown import holds, mib, table
 
 _POOLINGS = ("mean", "logit", "vote", "weighted")
 
@@ -62,6 +62,40 @@ def accuracy_by_shards_merges(result: dict[str, Any]) -> str:
 def accuracy_by_shards_memorising(result: dict[str, Any]) -> str:
     """How likely the true answers of invented authors are, which each shard learned a part of by heart."""
     return _merges(result["tofu"], "answer_probability", "{:.3f}")
+
+
+def inference_cost(result: dict[str, Any]) -> str:
+    """Times and memory of all shards together, and of one folded model."""
+    lines = []
+    for base, doing, most in (("encoder", "labelling", 1.0), ("llama", "generating", 0.7)):
+        found = result[base]
+        together, folded, memory = found["ensemble_over_separate"], found["folded_over_base"], found["memory"]
+        allowed = 1.2 * (memory["base"] + memory["adapters"] + memory["caches"])
+        lines += [
+            [
+                f"{doing}, {found['shards']} shards in one pass, against one after the other",
+                f"at most {most}x the time",
+                _range(together),
+                holds(together["median"] <= most),
+            ],
+            [
+                f"{doing}, a folded model against the base",
+                "at most 1.02x the time",
+                _range(folded),
+                holds(folded["median"] <= 1.02),
+            ],
+            [
+                f"{doing}, memory of the ensemble",
+                f"at most 1.2x one model, adapters and caches: {mib(allowed)}",
+                mib(memory["ensemble"]),
+                holds(memory["ensemble"] <= allowed),
+            ],
+        ]
+    return table(["question", "wanted", "measured", "holds"], lines)
+
+
+def _range(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['median']:.2f}x ({ratio['lowest']:.2f} to {ratio['highest']:.2f})"
 
 
 def _merges(rows: list[dict[str, Any]], metric: str, form: str) -> str:

@@ -13,6 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy_tables import (
+    accuracy_by_shards,
+    accuracy_by_shards_memorising,
+    accuracy_by_shards_merges,
+    accuracy_by_shards_wanted,
+    inference_cost,
+)
 from benchmarks.leakage_tables import leakage, leakage_environment
 from benchmarks.markdown import holds, mib, table
 from benchmarks.provenance import PARTS
@@ -36,7 +43,7 @@ from benchmarks.startup_tables import startup
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/benchmarks.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/threat-model.md")
 
 
 def deletion_cost(result: dict[str, Any]) -> str:
@@ -343,9 +350,14 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "deletion_cost_details": deletion_cost_details,
     "deletion_cost_environment": deletion_cost_environment,
     "acceptance": acceptance,
+    "accuracy_by_shards": accuracy_by_shards,
+    "accuracy_by_shards_memorising": accuracy_by_shards_memorising,
+    "accuracy_by_shards_merges": accuracy_by_shards_merges,
+    "accuracy_by_shards_wanted": accuracy_by_shards_wanted,
     "coalescing": coalescing,
     "executor_throughput": executor_throughput,
     "gpu_training_speed": gpu_training_speed,
+    "inference_cost": inference_cost,
     "leakage": leakage,
     "leakage_environment": leakage_environment,
     "scheduler_simulation": scheduler_simulation,
