@@ -64,13 +64,14 @@ def all_passes(plan: Plan, layout: ShardLayout) -> int:
 def deletion_passes(before: Plan, gone: StoredRecord, layout: ShardLayout) -> int:
     """Sample passes that deleting one record costs.
 
-    Only the chain of its shard is planned anew: no other depends on it.
+    Only the chain of its shard is planned anew: no other depends on it. Not for records of a trunk.
     """
     shard = layout.place(gone.record).shard
     rest = [stored for stored in _records(before.chains[shard], layout) if stored.tag != gone.tag]
+    rest += _records(before.trunk, layout)
     chains = list(before.chains)
     chains[shard] = make_chain(shard, rest, layout, before.recipe)
-    after = Plan(before.recipe, tuple(chains))
+    after = Plan(before.recipe, tuple(chains), before.trunk)
     steps = {step.key: step for step in chains[shard].steps}
     return layout.epochs * sum(len(steps[key].members) for key in difference(before, after).retrained)
 

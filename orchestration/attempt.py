@@ -179,6 +179,11 @@ def _begun(workspace: Workspace, step_order: StepOrder, environment: Mapping[str
     if step_order.environment is not None and step_order.environment != environment:
         raise mismatch(step_order.shard, environment_difference(step_order.environment, environment))
     step, layout = _planned(workspace, step_order), workspace.layout()
+    given = None if step_order.parent is None else step_order.parent.key
+    if given != step.link.parent:  # the key would name a start that the bytes do not have
+        raise IntegrityError(
+            f"an order that starts from checkpoint {step.link.parent}", f"from {given}", "run the command again"
+        )
     passes = tuple(
         tuple(stored.record for stored in pass_order(step.members, layout, step.link.slice, epoch=epoch))
         for epoch in range(layout.epochs)

@@ -216,7 +216,7 @@ def _purge_fallen(workspace: Workspace, fallen: frozenset[str]) -> None:
     """Purge what fell, in the name of every open request that was to make it fall."""
     waiting = workspace.book.open_requests()
     foretold = {request.request_id: request.purged & fallen for request in waiting if request.purged & fallen}
-    exposed = frozenset[str]().union(*foretold.values())
+    exposed = standing_on(frozenset[str]().union(*foretold.values()), workspace.book.live())
     purge(workspace, exposed, tuple(foretold))
     purge(workspace, fallen - exposed, ())
 
@@ -235,7 +235,7 @@ def restart_foreign(workspace: Workspace, environment: dict[str, str]) -> tuple[
     )
     if shards and plan.trunk.steps:
         shards = tuple(chain.shard for chain in plan.every)
-    purge(workspace, frozenset(key for key, made in live.items() if made.link.shard in shards), ())
+    _purge_fallen(workspace, frozenset(key for key, made in live.items() if made.link.shard in shards))
     return shards
 
 

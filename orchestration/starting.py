@@ -5,7 +5,7 @@ The executors know nothing of that: they are given the chains that can begin, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,10 +31,15 @@ def run_in_turn(
         if _start(chain) in lost:
             yield Outcome(chain.shard, None, _nowhere(chain), 0.0)
     made: dict[str, Checkpoint] = {}
-    for outcome in executor.run([chain for chain in chains if not _waits(chain)], trainer, workspace, store):
-        if outcome.checkpoint is not None and outcome.checkpoint.key in starts:
-            made[outcome.checkpoint.key] = outcome.checkpoint
-        yield outcome
+    begun = executor.run([chain for chain in chains if not _waits(chain)], trainer, workspace, store)
+    try:
+        for outcome in begun:
+            if outcome.checkpoint is not None and outcome.checkpoint.key in starts:
+                made[outcome.checkpoint.key] = outcome.checkpoint
+            yield outcome
+    finally:  # nobody may write after the caller has gone on
+        if isinstance(begun, Generator):
+            begun.close()
     # One lineage is of one environment class, so that it can be trained anew somewhere.
     ready = [
         replace(chain, parent=start, environment=start.environment)

@@ -139,7 +139,7 @@ def _made_of(told: Told) -> str:
             "",
             f"- manifest generation {told.manifest.generation}, digest `{told.manifest.digest}`",
             f"- recipe digest `{told.recipe.digest}`",
-            *([f"- without {counted(len(absent), 'shard')} that had no records: {absent}"] if absent else []),
+            *([f"- without {counted(len(absent), 'shard')} that serve nothing: {absent}"] if absent else []),
             "",
             "| shard | records behind it | checkpoint | digest of its tensors |",
             "| --- | --- | --- | --- |",

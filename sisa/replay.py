@@ -90,15 +90,16 @@ def _compared(outcome: Outcome, live: Mapping[str, Checkpoint]) -> tuple[str, st
     if made is None:
         return "", f"could not be replayed: {outcome.error}"
     stored = live.get(made.key)
-    if stored is not None and stored.environment != made.environment:
+    if stored is None:  # that what is served is stored is asked by the law
+        return "", f"slice {made.link.slice} is not trained yet: run `sisa train`"
+    if stored.environment != made.environment:
         difference = environment_difference(stored.environment, made.environment)
         return "", f"not comparable, another environment class: {difference}"
-    found = "nothing" if stored is None else stored.tensors
-    if stored is not None and stored.root != made.root:
+    if stored.root != made.root:
         return f"slice {made.link.slice}: its records have root {made.root[:16]}, committed was {stored.root[:16]}", ""
-    if found == made.tensors:
+    if stored.tensors == made.tensors:
         return "", ""
-    return f"slice {made.link.slice}: replayed tensors {made.tensors[:16]}, stored {found[:16]}", ""
+    return f"slice {made.link.slice}: replayed tensors {made.tensors[:16]}, stored {stored.tensors[:16]}", ""
 
 
 def _name(shard: int) -> str:

@@ -49,7 +49,13 @@ def route(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dict[s
     field = rule.field if isinstance(rule, FieldRule) else "subject"
     layout = ShardLayout.of_recipe(session.recipe.to_json(), session.workspace.keys.placement)
     states = _states(session, heads)
-    has_records = cache(lambda subject: bool(by_subject(session.workspace, subject)))
+
+    @cache
+    def has_records(subject: str) -> bool:
+        """In its shard: what a trunk has learned of a subject, every shard has."""
+        held = by_subject(session.workspace, subject).values()
+        return any(layout.place(stored.record).shard == layout.shard_of(subject) for stored in held)
+
     routes: list[Route] = []
     for number, fields in enumerate(inputs, 1):
         value = _value(fields, field, number)

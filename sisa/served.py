@@ -9,6 +9,7 @@ from shards.digest import parse_json
 from shards.errors import IntegrityError
 from shards.lineage import Checkpoint
 from shards.manifest import Head, ModelManifest
+from shards.trunk import TRUNK
 from shards.workspace import ADAPTER_CONFIG_FILE, WEIGHTS_FILE, Workspace
 
 
@@ -20,7 +21,7 @@ class ServedHead:
         head: which checkpoint it is.
         weights: its tensors as safetensors, named as PEFT names them.
         config: PEFT's ``adapter_config.json`` of it.
-        records: how many records live in the slices of its lineage.
+        records: how many of the shard's own records it has learned; those of a trunk stand behind every shard alike.
     """
 
     head: Head
@@ -49,9 +50,9 @@ def _read(workspace: Workspace, head: Head, live: dict[str, Checkpoint]) -> Serv
 
 
 def _records(checkpoint: str, live: dict[str, Checkpoint]) -> int:
-    """Records of a head's own slices and of those before it."""
+    """Records of a head's slice and of those before it."""
     count, key = 0, checkpoint
-    while key in live:
+    while key in live and live[key].link.shard != TRUNK:
         count, parent = count + live[key].own, live[key].link.parent
         key = parent or ""
     return count
