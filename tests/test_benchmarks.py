@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from orchestration.executor import Lesson
 from orchestration.schedule import schedule
 from shards.layout import ShardLayout
 from shards.plan import SliceStep, make_plan
+from shards.records import PERMANENT
 from shards.vault import StoredRecord
 from tests.toy import memory_directory
 
@@ -58,6 +60,19 @@ def test_planning_the_hit_chain_alone_counts_what_planning_everything_counts(reh
         cost = deletion_passes(before, gone, layout)
         assert cost / all_passes(before, layout) == pytest.approx(impact.retrained_share)
         assert cost == 2 * sum(len(after.steps()[key].members) for key in impact.retrained)
+
+
+def test_a_deletion_in_a_shard_costs_no_more_where_there_is_a_trunk() -> None:
+    records = synthetic_records(400)
+    stored, keys = as_stored([replace(one, retention=PERMANENT) for one in records[:80]] + records[80:], 0)
+    layout = ShardLayout(4, 4, 0.0, 2, keys.placement)
+    before = make_plan(stored, layout, "recipe")
+    assert before.trunk.steps
+    for gone in stored[80::40]:
+        impact = difference(before, make_plan([other for other in stored if other is not gone], layout, "recipe"))
+        assert deletion_passes(before, gone, layout) / all_passes(before, layout) == pytest.approx(
+            impact.retrained_share
+        )
 
 
 def test_a_deletion_from_every_place_costs_the_formula_exactly_when_places_are_equal() -> None:

@@ -242,6 +242,9 @@ def test_a_deletion_that_cannot_wait_is_completed_while_one_of_the_trunk_waits(
     forget(session, ordinary(session, 0), request_id="urgent")
     assert served(session) == [0]
     assert session.workspace.book.completed().keys() == {"urgent"}
+    found = {check.name: check.outcome for check in replay(session.workspace, [0, 1], "V4", INLINE, ToyTrainer())}
+    assert found["shard 0 trained anew gives the stored bits"] == "passed"
+    assert found["shard 1 trained anew gives the stored bits"] == "not_checked", "it waits to be trained"
     assert {made.link.shard for made in session.workspace.book.live().values()} == {0, TRUNK}
     assert work(session, LATER, executor=INLINE, trainer=ToyTrainer()).completed == ("waiting",)
     assert served(session) == [0, 1]
@@ -521,3 +524,34 @@ def test_the_law_refuses_a_trunk_that_is_served_and_shards_of_different_trunks(s
         failed = [check for check in check_law(workspace) if check.outcome == "failed"]
         assert [check.name for check in failed] == ["every served lineage is whole"]
         assert words in failed[0].detail
+
+
+def test_the_law_refuses_shards_that_start_from_different_trunks_each_whole(session: Session) -> None:
+    """As if one shard had been left on a trunk that another deletion made fall."""
+    workspace = session.workspace
+    heads = [head for head, _ in workspace.book.served()]
+    parent, other = None, []
+    for made in lineage(workspace, heads[1].checkpoint):
+        records = "0" * 64 if not other else made.link.records
+        other.append(replace(made, link=replace(made.link, parent=parent, records=records)))
+        parent = other[-1].key
+    manifest = ModelManifest.of(99, workspace.pinned().digest, [heads[0], serve(session, other, 1)])
+    workspace.ledger.append(
+        [*((kinds.CHECKPOINT, made.to_json()) for made in other), (kinds.MANIFEST, manifest.to_json())]
+    )
+    problems = {check.name: check.detail for check in check_law(workspace) if check.outcome == "failed"}
+    assert "different trunks" in problems["every served lineage is whole"]
+
+
+def test_a_step_whose_order_starts_elsewhere_than_its_key_says_is_not_trained(
+    memory_path: Path, monkeypatch: Monkey
+) -> None:
+    """Chains handed out without waiting for the trunk: their shards would be trained from nothing."""
+
+    def at_once(executor: Any, *arguments: Any) -> Iterator[Outcome]:
+        outcomes: Iterator[Outcome] = executor.run(*arguments)
+        return outcomes
+
+    monkeypatch.setattr(orchestration.reconcile, "run_in_turn", at_once)
+    with pytest.raises(IntegrityError, match="an order that starts from checkpoint"):
+        opened(memory_path, ToyTrainer())
