@@ -24,13 +24,9 @@ from shards.workspace import Workspace
 from sisa.anchoring import check_anchor
 from sisa.certificate import statement
 from sisa.document import Document
+from sisa.levels import REPLAYS, not_replayed
 
 READABLE = "certificate and workspace can be read"
-# The two levels that only training anew can answer.
-REPLAYS = {
-    "V3": "the hit shards, trained anew, give the same bits",
-    "V4": "every shard, trained anew, gives the same bits",
-}
 
 ReplayScope = Literal["affected", "full"]
 Replayer = Callable[[Workspace, list[int], str], list[Check]]
@@ -60,21 +56,12 @@ def verify_against(
     try:
         checks = _guarded(lambda: _compared(workspace, document, anchor))
         if replay is None or replayer is None:
-            return checks + _no_replay("no --replay asked for")
+            return checks + not_replayed("no --replay asked for")
         if any(check.name == READABLE for check in checks):
-            return checks + _no_replay("what to replay cannot be read")
+            return checks + not_replayed("what to replay cannot be read")
         return checks + _replays(workspace, document.predicate, replay, replayer)
     finally:
         workspace.close()
-
-
-def not_compared(reason: str) -> list[Check]:
-    """What is reported of the levels that need a workspace when none was asked, and why it was not."""
-    return [unchecked("V2", "the workspace is as certified", reason), *_no_replay(reason)]
-
-
-def _no_replay(reason: str) -> list[Check]:
-    return [unchecked(level, name, reason) for level, name in REPLAYS.items()]
 
 
 def _guarded(ask: Callable[[], list[Check]]) -> list[Check]:

@@ -47,9 +47,9 @@ def verify(
 
     The file and --public-key suffice for levels V0 to V2; nothing is downloaded.
     """
+    from sisa.levels import not_compared
     from sisa.verify import Evidence
     from sisa.verify import verify as run
-    from sisa.verify_workspace import not_compared
 
     if (tag_key is None) != (record_id is None):
         raise click.UsageError("give --tag-key and --id together")

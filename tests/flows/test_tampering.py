@@ -18,9 +18,9 @@ from shards.keyfiles import create_signing_key
 from shards.law import check_law
 from shards.workspace import WEIGHTS_FILE
 from sisa.certificate import issue
+from sisa.levels import REPLAYS
 from sisa.session import open_session
 from sisa.signing import PAYLOAD_TYPE
-from sisa.verify_workspace import REPLAYS
 from tests.flows.fixtures import Deletion, Site
 from tests.flows.helpers import (
     LOG,

@@ -85,6 +85,12 @@ WITH_PARTS = {
 }
 
 
+def test_verifying_a_file_opens_no_workspace(workspace: Path) -> None:
+    workspaces = {"shards.workspace", "shards.law", "sisa.verify_workspace"}
+    assert not among(loaded(workspace, "verify", CERTIFICATE), workspaces)
+    assert among(loaded(workspace, "verify", CERTIFICATE, "-w", "."), workspaces) == workspaces
+
+
 @pytest.mark.parametrize("name", [*WITHOUT_PARTS, *WITH_PARTS])
 def test_a_command_that_reads_loads_no_training_code_and_no_data_sets(name: str, workspace: Path) -> None:
     names = loaded(workspace, *(WITHOUT_PARTS | WITH_PARTS)[name])

@@ -12,11 +12,12 @@ from shards.checks import Check
 from shards.errors import InputError
 from shards.workspace import Workspace
 from sisa.delete import delete
+from sisa.levels import REPLAYS
 from sisa.replay import replay
 from sisa.session import Session
 from sisa.train import train
 from sisa.verify import BOUND, FRESH, ORIGIN, Evidence, verify
-from sisa.verify_workspace import READABLE, REPLAYS, Replayer, ReplayScope, _superseded, verify_against
+from sisa.verify_workspace import READABLE, Replayer, ReplayScope, _superseded, verify_against
 from tests.toy import ToyTrainer, toy_recipe, toy_session
 
 
