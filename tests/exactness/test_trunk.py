@@ -530,7 +530,8 @@ def test_the_law_refuses_shards_that_start_from_different_trunks_each_whole(sess
     """As if one shard had been left on a trunk that another deletion made fall."""
     workspace = session.workspace
     heads = [head for head, _ in workspace.book.served()]
-    parent, other = None, []
+    parent: str | None = None
+    other: list[Checkpoint] = []
     for made in lineage(workspace, heads[1].checkpoint):
         records = "0" * 64 if not other else made.link.records
         other.append(replace(made, link=replace(made.link, parent=parent, records=records)))
