@@ -182,7 +182,9 @@ def _begun(workspace: Workspace, step_order: StepOrder, environment: Mapping[str
     given = None if step_order.parent is None else step_order.parent.key
     if given != step.link.parent:  # the key would name a start that the bytes do not have
         raise IntegrityError(
-            f"an order that starts from checkpoint {step.link.parent}", f"from {given}", "run the command again"
+            f"an order that starts from checkpoint {step.link.parent}",
+            f"one that starts from {given or 'nothing'}",
+            "run the command again",
         )
     passes = tuple(
         tuple(stored.record for stored in pass_order(step.members, layout, step.link.slice, epoch=epoch))

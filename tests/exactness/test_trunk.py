@@ -554,5 +554,5 @@ def test_a_step_whose_order_starts_elsewhere_than_its_key_says_is_not_trained(
         return outcomes
 
     monkeypatch.setattr(orchestration.reconcile, "run_in_turn", at_once)
-    with pytest.raises(IntegrityError, match="an order that starts from checkpoint"):
+    with pytest.raises(StepFailedError, match="one that starts from nothing; one that starts from nothing"):
         opened(memory_path, ToyTrainer())
