@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -132,7 +133,7 @@ def run_tasks(model: Path, tasks: Sequence[str], *, limit: int | None = None) ->
             found = _ask(arguments, [config["task"] for config in configs], names, Path(scratch), limit)
     return [
         {"name": name, "kind": "task", "questions": found["n-samples"][name]["effective"]}
-        | {ours: metrics[theirs] for theirs, ours in _METRICS.items() if theirs in metrics}
+        | {ours: metrics[theirs] for theirs, ours in _METRICS.items() if _is_number(metrics.get(theirs))}
         for name, metrics in found["results"].items()
         if name in found["n-samples"]
     ]
@@ -144,6 +145,11 @@ _METRICS = {
     "acc_norm,none": "accuracy_normalised",
     "acc_norm_stderr,none": "accuracy_normalised_error",
 }
+
+
+def _is_number(value: Any) -> bool:
+    """One question alone has no error: lm-eval writes a word in its place."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _is_file(task: str) -> bool:

@@ -100,13 +100,13 @@ def test_a_merge_is_measured_as_the_plain_model_that_it_is(classification: Site,
 def test_a_merge_that_cannot_be_made_is_said_and_the_rest_is_measured(
     classification: Site, held_out: Path, tmp_path: Path
 ) -> None:
-    asked = ["evaluate", "-w", classification.path, "--data", held_out, "--weighting", "records"]
-    asked += ["--method", "sce", "--method", "cat", "--figure", tmp_path / "figure.png"]
-    found = by_name(done(*asked[:-2]))
+    methods = ("--method", "sce", "--method", "cat", "--weighting", "records")
+    asked = ("evaluate", "-w", classification.path, "--data", held_out, *methods)
+    found = by_name(done(*asked))
     assert "accuracy" not in found["sce"]
     assert "sce, which takes none" in found["sce"]["warnings"][0]
     assert {"accuracy", "log_loss"} <= found["cat"].keys()
-    said = sisa(*asked)
+    said = sisa(*asked, "--figure", tmp_path / "figure.png")
     assert said.code == 0, said.err
     assert "sce: not measured" in said.out
     assert (tmp_path / "figure.png").is_file()

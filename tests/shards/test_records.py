@@ -59,12 +59,13 @@ def test_every_format_gives_the_same_records(kind: str, tmp_path: Path) -> None:
 def test_optional_columns_may_be_absent_or_empty(kind: str, tmp_path: Path) -> None:
     rows: Rows = ({"id": 7, "text": "t", "label": 1}, {"id": 8, "text": "t", "label": 0})
     absent = dict.fromkeys(("subject", "risk", "retention", "generation", "version"))
-    full = [row | absent for row in rows]
+    full = [{**row, **absent} for row in rows]
     for name, content in (("absent", rows), ("empty", full)):
         incoming = read_records([write(tmp_path, kind, content, name)], "classification")
         assert [item.record.id for item in incoming] == ["7", "8"]
         assert [item.record.fields()["label"] for item in incoming] == ["1", "0"]
-        assert all(item.record.subject is item.record.risk is item.record.retention is None for item in incoming)
+        for record in (item.record for item in incoming):
+            assert (record.subject, record.risk, record.retention) == (None, None, None)
         assert not any(item.declared for item in incoming)
 
 

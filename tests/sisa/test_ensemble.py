@@ -105,8 +105,8 @@ def test_a_near_tie_of_votes_is_decided_alike_in_an_ensembles_float32_logits(gap
         shares = torch.full((shards, 3), 0.05)
         for at in range(shards):
             shares[at, at % 2], shares[at, 1 - at % 2] = sure[at], 0.95 - sure[at]
-        whose = SimpleNamespace(config=SimpleNamespace(shards=shards, pooling="vote", records=[1] * shards))
-        logits = EnsembleForCausalLM._pooled(whose, SimpleNamespace(logits=shares.log())).logits
+        whose: Any = SimpleNamespace(config=SimpleNamespace(shards=shards, pooling="vote", records=[1] * shards))
+        logits: Any = EnsembleForCausalLM._pooled(whose, SimpleNamespace(logits=shares.log())).logits
         assert logits.dtype == torch.float32
         assert logits.argmax() == pool(shares.log(), "vote", []).argmax() == winner
 

@@ -155,5 +155,7 @@ def test_lm_eval_answers_local_files_without_a_network(tmp_path: Path, tiny_llam
     assert "accuracy_normalised" in rows[0]
     table = sisa("evaluate", "--model", tiny_llama, "--tasks", files[0], "--limit", "1").out
     assert "local_arc" in table
+    (alone,) = run_tasks(tiny_llama, [str(files[0])], limit=1)
+    assert alone.keys() == {"name", "kind", "questions", "accuracy", "accuracy_normalised"}, "and no error of one"
     with pytest.raises(InputError, match="no_such_task"):
         run_tasks(tiny_llama, ["no_such_task"])
