@@ -6,7 +6,7 @@ COMPAT := .venv-compat
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-compat faults check format bench tables clean
+.PHONY: help demo test test-slow test-eval test-compat faults check format bench tables clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,9 @@ test: $(VENV)/dev ## every test but the slow ones, under 20 minutes on 2 cores
 
 test-slow: $(VENV)/dev ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+test-eval: $(VENV)/dev $(VENV)/eval ## ask lm-eval's tasks of exported models, and draw figures
+	$(BIN)/python -m pytest tests/sisa/test_tasks.py tests/sisa/test_figures.py tests/flows/test_evaluate.py
 
 test-compat: $(VENV)/dev ## read exported models with transformers 4.45.1, in an environment of its own
 	rm -rf $(COMPAT)/models
@@ -61,7 +64,7 @@ $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "expected Python's venv module; found none; on Debian: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo $(VENV)/dev: $(VENV)/%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
+$(VENV)/demo $(VENV)/dev $(VENV)/eval: $(VENV)/%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	@echo "installing sisa[$*] into $(VENV) (about three minutes the first time)"
 	$(PIP_INSTALL) -e '.[$*]' || { echo "expected a package index that pip can reach; see the message above"; exit 1; }
 	@touch $@

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.markdown import holds, mib, table
-
-_POOLINGS = ("mean", "logit", "vote", "weighted")
+from sisa.choices import AGGREGATIONS
 
 
 def accuracy_by_shards(result: dict[str, Any]) -> str:
@@ -22,7 +21,7 @@ def accuracy_by_shards(result: dict[str, Any]) -> str:
                 f"{row['passes']:,}",
                 f"{row['deletion_passes']:,.0f}",
                 f"{alone['mean']:.1%}" + (f" ({alone['lowest']:.1%} to {alone['highest']:.1%})" if _many(row) else ""),
-                *(f"{found[how]['accuracy']:.1%}" for how in _POOLINGS),
+                *(f"{found[how]['accuracy']:.1%}" for how in AGGREGATIONS),
                 f"{found['mean']['log_loss']:.3f}",
                 f"{1000 * found['mean']['seconds'] / row['held_out']:.1f} s",
             ]
@@ -32,7 +31,7 @@ def accuracy_by_shards(result: dict[str, Any]) -> str:
         "passes",
         "one deletion, passes",
         "a shard alone",
-        *_POOLINGS,
+        *AGGREGATIONS,
         "log-loss of mean",
         "1,000 answers",
     ]

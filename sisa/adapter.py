@@ -16,16 +16,16 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import ModulesToSaveWrapper
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from shards.digest import canonical_json
-from shards.errors import ConfigError, IntegrityError
+from shards.errors import ConfigError
 from sisa.base_model import load_base, quiet_transformers, skeleton
 from sisa.config import Recipe
 from sisa.head import Head
 from sisa.layers import LINEAR, Cut, compute_twice, frozen_layers, targets
 from sisa.lora import Lanes, adapted, headed
+from sisa.tensors import PREFIX, check_forms, forms_of, read_tensors
 
 _NAME = "default"  # of lane 0
 _HEADS = {"classifier", "score"}  # PEFT saves these by itself
@@ -145,7 +145,7 @@ class Adapter:
         """A head starts as the base has it; what the base does not hold is drawn from the seed."""
         copy, original = wrapper.modules_to_save[slot], wrapper.original_module
         copy.load_state_dict(original.state_dict())
-        prefix = name.removeprefix("base_model.model.")
+        prefix = name.removeprefix(PREFIX)
         for inner, module in copy.named_modules():
             own = [f"{prefix}.{inner}.{p}".replace("..", ".") for p, _ in module.named_parameters(recurse=False)]
             if any(parameter in self._missing for parameter in own):
@@ -157,15 +157,8 @@ class Adapter:
         Raises:
             IntegrityError: if they are not exactly this adapter's tensors.
         """
-        wanted = _forms(self._tensors(lane))
-        try:
-            tensors = load(weights)
-        except SafetensorError as error:
-            raise _others(wanted, f"no safetensors file: {error}") from error
-        found = _forms(tensors)
-        if found != wanted:
-            odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-            raise _others(wanted, f"others, for instance {odd[0]}")
+        tensors = read_tensors(weights)
+        check_forms(tensors, forms_of(self._tensors(lane)))
         set_peft_model_state_dict(self.model, tensors, adapter_name=self.lanes.names[lane])
 
     def dump(self, lane: int = 0) -> bytes:
@@ -197,18 +190,6 @@ class Adapter:
 def _slotted(name: str) -> bool:
     """Does a parameter belong to an adapter or a head?"""
     return "lora_" in name or "modules_to_save" in name
-
-
-_Forms = dict[str, tuple[tuple[int, ...], torch.dtype]]
-
-
-def _forms(tensors: dict[str, torch.Tensor]) -> _Forms:
-    """Shape and type of each; PEFT would convert another type without a word."""
-    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-
-
-def _others(wanted: _Forms, found: str) -> IntegrityError:
-    return IntegrityError(f"{len(wanted)} tensors of this recipe's adapter", found, "run `sisa audit --all`")
 
 
 def lay(model: Any, lanes: Lanes) -> None:

@@ -15,17 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
-from transformers import GenerationConfig
 
-from shards.errors import ConfigError, IntegrityError
-from shards.records import Record, make_content
+from shards.errors import ConfigError
 from sisa.adapter import process_adapter, release, routes
+from sisa.asking import Asked, plain_generation
 from sisa.base_model import load_base, load_tokenizer, pinned_path, quiet_transformers
 from sisa.config import Recipe
 from sisa.determinism import reproducible
-from sisa.encoding import IGNORED, encode, encode_prompt, end_token_id, pad_batch
 from sisa.ensemble import (
     EnsembleConfig,
     EnsembleForCausalLM,
@@ -33,17 +29,16 @@ from sisa.ensemble import (
     SharedError,
     pool,
 )
+from sisa.factors import scaling
 from sisa.layers import frozen_layers, layers_of
 from sisa.one_by_one import OneByOne
 from sisa.served import ServedHead
 from sisa.session import Session
+from sisa.tensors import PREFIX, Forms, Tensors, check_forms, foreign, forms_of, read_tensors
 
-_PREFIX, _LORA_A = "base_model.model.", ".lora_A.weight"
+_LORA_A = ".lora_A.weight"
 _MODELS = {"classification": EnsembleForSequenceClassification, "causal-lm": EnsembleForCausalLM}
 _PROBES = ((1, 5), (2, 7))  # rows and width: what has a shape that fits both has rows
-
-Tensors = dict[str, torch.Tensor]
-_Forms = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 @dataclass(slots=True)
@@ -62,7 +57,7 @@ class _Kept:
     recipe: Recipe
     base: str
     model: Any
-    forms: _Forms | None
+    forms: Forms | None
     heads: tuple[bytes, ...]
     buffers: Tensors
 
@@ -73,6 +68,12 @@ class _Kept:
 
 
 _kept: list[_Kept] = []
+
+
+def release_all() -> None:
+    """Drop every base that this process keeps, and what lies over it: the ensemble's heads, and the adapter slot's."""
+    _kept.clear()
+    release()
 
 
 def ensemble(session: Session, heads: Sequence[ServedHead]) -> Any:
@@ -98,16 +99,8 @@ def ensemble(session: Session, heads: Sequence[ServedHead]) -> Any:
 
 def shard_logits(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dict[str, Any]]) -> torch.Tensor:
     """Every constituent's scores of every input: (shards, inputs, labels), float64 on the CPU."""
-    recipe = session.recipe
     with _serving(session, heads) as served:
-        texts = [encode_prompt(fields, recipe, served.tokenizer) for fields in inputs]
-        found: list[Any] = [None] * len(texts)
-        for some in _alike(texts, recipe.batch_size):
-            rows = pad_batch([texts[at] for at in some], served.tokenizer.pad_token_id, recipe.device)
-            logits = served.model.shards(**rows).logits.double().cpu()
-            for at, scores in zip(some, logits.view(len(heads), len(some), -1).unbind(1), strict=True):
-                found[at] = scores
-        return torch.stack(found, 1)
+        return served.logits(inputs)
 
 
 def classify(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
@@ -131,28 +124,8 @@ def answer_scores(
     Returns:
         For each record (shards, tokens), float64 on the CPU; the end token is one of them.
     """
-    recipe = session.recipe
     with _serving(session, heads) as served:
-        most = max(1, recipe.loss_positions // len(heads))
-        return [_scores(served, _example(fields, recipe, served.tokenizer), most, recipe.device) for fields in records]
-
-
-def _example(fields: Mapping[str, Any], recipe: Recipe, tokenizer: Any) -> Any:
-    return encode(Record(id="answer", content=make_content(dict(fields))), recipe, tokenizer)
-
-
-def _scores(served: _Served, example: Any, most: int, device: str) -> torch.Tensor:
-    places = [at for at, target in enumerate(example.targets) if target != IGNORED]
-    shards = served.model.config.shards
-    tokens = torch.tensor([example.tokens], device=device)
-    parts = [torch.zeros(shards, 0, dtype=torch.float64)]
-    for start in range(0, len(places), most):  # few positions at once: each has the whole vocabulary's scores
-        some = torch.tensor(places[start : start + most], device=device)
-        seen = tokens[:, : places[min(start + most, len(places)) - 1]]  # a causal model reads no further
-        logits = served.model.shards(input_ids=seen, use_cache=False, logits_to_keep=some - 1).logits
-        chosen = logits.double().log_softmax(-1)[:, range(len(some)), tokens[0, some]]
-        parts.append(chosen.cpu())
-    return torch.cat(parts, 1)
+        return served.answer_scores(records)
 
 
 def generate(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dict[str, Any]]) -> list[str]:
@@ -160,56 +133,27 @@ def generate(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dic
 
     Greedy, unless the options ask for beams or sampling; sampling begins at the options' seed in every call.
     """
-    recipe, options = session.recipe, session.options
     with _serving(session, heads) as served:
-        tokenizer = served.tokenizer
-        end = end_token_id(recipe, tokenizer)
-        sampling = {"do_sample": True, "temperature": options.temperature, "top_k": 0} if options.temperature else {}
-        how = GenerationConfig(
-            max_new_tokens=options.max_new_tokens,
-            num_beams=options.num_beams,
-            eos_token_id=end,
-            pad_token_id=tokenizer.pad_token_id,
-            use_cache=not isinstance(served.model.base, OneByOne),
-            **sampling,
-        )
-        torch.manual_seed(options.sampling_seed)
-        prompts = [encode_prompt(fields, recipe, tokenizer) for fields in inputs]
-        answers = [""] * len(prompts)
-        for some in _alike(prompts, recipe.batch_size):
-            rows = pad_batch([prompts[at] for at in some], tokenizer.pad_token_id, recipe.device, left=True)
-            with quiet_transformers():
-                made = served.model.generate(**rows, generation_config=how)
-            for at, tokens in zip(some, made[:, rows["input_ids"].shape[1] :].tolist(), strict=True):
-                answer = tokens[: tokens.index(end)] if end in tokens else tokens
-                answers[at] = str(tokenizer.decode(answer, skip_special_tokens=True))
-    return answers
-
-
-def _alike(texts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Positions of texts of like length, ``size`` at a time: little of a pass is padding."""
-    order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+        return served.generate(inputs)
 
 
 # -- the model --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """What an answer is made with."""
-
-    tokenizer: Any
-    model: Any
-
-
 @contextmanager
-def _serving(session: Session, heads: Sequence[ServedHead]) -> Iterator[_Served]:
+def _serving(session: Session, heads: Sequence[ServedHead]) -> Iterator[Asked]:
     """The heads over their base, under the recipe's switches."""
-    with reproducible(session.recipe), torch.no_grad():
+    recipe = session.recipe
+    with reproducible(recipe), torch.no_grad():
         model = _held(session, heads)
-        yield _Served(load_tokenizer(session.recipe, _kept[0].base), model)
+        tokenizer, most = load_tokenizer(recipe, _kept[0].base), max(1, recipe.loss_positions // len(heads))
+
+        def scores(**inputs: Any) -> torch.Tensor:
+            found: torch.Tensor = model.shards(**inputs).logits
+            return found
+
+        cached = not isinstance(model.base, OneByOne)
+        yield Asked(recipe, session.options, tokenizer, model, scores, len(heads), most, cached)
 
 
 def _held(session: Session, heads: Sequence[ServedHead]) -> Any:
@@ -242,14 +186,13 @@ def _made(recipe: Recipe, base: str, head: ServedHead) -> _Kept:
             model, forms = _MODELS[recipe.task](EnsembleConfig.over(slot), slot).eval(), None
     if recipe.task == "causal-lm":
         tokenizer: Any = load_tokenizer(recipe, base)
-        own = {"eos_token_id": end_token_id(recipe, tokenizer), "pad_token_id": tokenizer.pad_token_id}
-        model.generation_config = GenerationConfig(**own)  # nothing of the base's: its answers are the recipe's
+        model.generation_config = plain_generation(recipe, tokenizer)
     return _Kept(recipe, base, model, forms, (), {name: each.clone() for name, each in model.named_buffers()})
 
 
-def _lanes(recipe: Recipe, base: str, head: ServedHead) -> tuple[Any, _Forms]:
+def _lanes(recipe: Recipe, base: str, head: ServedHead) -> tuple[Any, Forms]:
     """Raises SharedError where heads cannot be lanes."""
-    tensors = _tensors(head.weights)
+    tensors = read_tensors(head.weights)
     model, _ = load_base(recipe, base)
     if routes(model.config):
         raise SharedError("a mixture of experts routes the rows of all shards together")
@@ -260,9 +203,9 @@ def _lanes(recipe: Recipe, base: str, head: ServedHead) -> tuple[Any, _Forms]:
         EnsembleConfig.over(model, **_layout(tensors, head.config, names), below=below), model
     ).eval()
     forms = _forms(made)
-    _check(tensors, forms)
-    made.hold([tensors, tensors], [1, 1])
-    plain = _probed(made, None)
+    check_forms(tensors, forms)
+    made.hold(_samples(forms), [1, 1])
+    plain = _probed(made, None)  # raises SharedError, too
     if below is not None and not _same(made, below, plain):
         made.config.below = None
     return made, forms
@@ -292,44 +235,45 @@ def _same(model: Any, below: tuple[str, int], plain: list[torch.Tensor]) -> bool
     )
 
 
-def _forms(model: Any) -> _Forms:
+def _forms(model: Any) -> Forms:
     """What tensors an adapter of this ensemble has: for layers as the base has them, whatever heads hold."""
-    forms: _Forms = {}
+    forms: Forms = {}
     for name in model.config.adapted:
         layer = model.base.get_submodule(name)
         for factor, end in ((layer.shard_down, "lora_A"), (layer.shard_up, "lora_B")):
-            forms[f"{_PREFIX}{name}.{end}.weight"] = (tuple(factor.shape[1:]), factor.dtype)
+            forms[f"{PREFIX}{name}.{end}.weight"] = (tuple(factor.shape[1:]), factor.dtype)
     for name in model.config.copied:
         copy = model.base.get_submodule(name).shard_copies[0]
-        forms |= {f"{_PREFIX}{name}.{each}": (tuple(own.shape), own.dtype) for each, own in copy.named_parameters()}
+        forms |= forms_of({f"{PREFIX}{name}.{each}": own for each, own in copy.named_parameters()})
     return forms
 
 
-def _check(tensors: Tensors, wanted: _Forms) -> None:
-    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    if found != wanted:
-        odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-        raise _others(f"others, for instance {odd[0]}")
+def _samples(forms: Forms) -> list[Tensors]:
+    """Two adapters of no shard, always the same: what is decided by a probe depends on no head."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        scale = shape[-1] ** -0.5 if len(shape) > 1 else 1.0
+        return (torch.randn(shape, generator=generator) * scale).to(dtype)
+
+    return [{name: drawn(*form) for name, form in sorted(forms.items())} for _ in range(2)]
 
 
 def _layout(tensors: Tensors, config: Mapping[str, Any], modules: Set[str]) -> dict[str, Any]:
     """Which layers an adapter adapts, and which modules it has of its own."""
-    named = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
-    adapted, owners, alpha = {}, set(), config.get("lora_alpha")
-    if alpha is None:
-        raise _others("no lora_alpha in its configuration")
-    for name, tensor in named.items():
+    adapted, owners, scale = {}, set(), scaling(config)
+    for name, tensor in ((name.removeprefix(PREFIX), tensor) for name, tensor in tensors.items()):
         if name.endswith(_LORA_A):
-            rank = len(tensor)
-            scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-            adapted[name.removesuffix(_LORA_A)] = (rank, scale)
+            adapted[name.removesuffix(_LORA_A)] = (len(tensor), scale)
         elif "lora_" not in name:
             owners.add(name.rpartition(".")[0])
         elif not name.endswith(".lora_B.weight"):
             raise SharedError(f"{name} adapts something else than a linear layer")
     odd = sorted((adapted.keys() | owners) - (modules - {""}))
     if odd or not adapted:
-        raise _others(f"tensors of {odd[0]!r}" if odd else "no adapter")
+        raise foreign(f"tensors of {odd[0]!r}" if odd else "no adapter")
+    if others := sorted(name for name, (rank, _) in adapted.items() if rank != config["r"]):
+        raise foreign(f"another rank than {config['r']} in {others[0]!r}")
     copied = [name for name in sorted(owners) if not any(name.startswith(f"{other}.") for other in owners)]
     return {"adapted": dict(sorted(adapted.items())), "copied": copied}
 
@@ -339,19 +283,7 @@ def _fill(kept: _Kept, weights: Sequence[bytes], records: Sequence[int]) -> None
         kept.model.base.heads = weights
         kept.model.hold([{} for _ in weights], records)
         return
-    adapters = [_tensors(each) for each in weights]
+    adapters = [read_tensors(each) for each in weights]
     for tensors in adapters:
-        _check(tensors, kept.forms)
+        check_forms(tensors, kept.forms)
     kept.model.hold(adapters, records)
-
-
-def _tensors(weights: bytes) -> Tensors:
-    try:
-        tensors: Tensors = load(weights)
-        return tensors
-    except SafetensorError as error:
-        raise _others(f"no safetensors file: {error}") from error
-
-
-def _others(found: str) -> IntegrityError:
-    return IntegrityError("the tensors of this recipe's adapter", found, "run `sisa audit --all`")

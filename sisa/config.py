@@ -22,12 +22,12 @@ from shards.files import replace_file
 from shards.remote import local_path
 from shards.trunk import MAX_SHARDS
 from shards.workspace import CONFIG_FILE
+from sisa.choices import Aggregation
 
 # Raised only when the same recipe and records can give other bytes than before.
 BYTES_VERSION = 2
 
 Task = Literal["classification", "causal-lm"]
-Aggregation = Literal["mean", "logit", "vote", "weighted"]
 
 
 class _Section(BaseModel):

@@ -32,7 +32,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import ModelOutput
 
 POOLINGS = ("mean", "logit", "vote", "weighted")
-TIE = 2.0**-20  # less than one vote of the 4096 shards there can be, and more than float32 rounds away
+TIE = 2.0**-13  # less than one vote of the 4096 shards there can be, and far more than float32 rounds away
 _LORA_A, _LORA_B, _PREFIX = ".lora_A.weight", ".lora_B.weight", "base_model.model."
 
 
@@ -44,7 +44,7 @@ def pool(logits: torch.Tensor, how: str, records: Sequence[int]) -> torch.Tensor
         how: ``mean``: the mean of their probabilities. ``logit``: the softmax of the mean of their logits.
             ``weighted``: the mean of their probabilities, weighted by the records behind each.
             ``vote``: the share of shards whose likeliest class it is. The mean of their probabilities takes part
-            with weight 2^-20, far less than one vote: it decides between classes of as many votes, and is all
+            with weight 2^-13, less than one vote: it decides between classes of as many votes, and is all
             that a class without a vote has.
         records: how many stand behind each shard.
 

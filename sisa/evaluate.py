@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.errors import ConfigError, InputError, OperationError, RecordError
+from shards.errors import ConfigError, InputError, MissingDependencyError, OperationError, RecordError
 from shards.records import Record, read_records
 from shards.vault import StoredRecord
+from sisa.methods import METHODS
 from sisa.predict import Predictor
 from sisa.results import Evaluation, Known, Result
-from sisa.served import ServedHead, served_heads
+from sisa.served import ServedHead
 from sisa.session import Session
 from sisa.wording import counted, quoted
 
 if TYPE_CHECKING:
     import torch
 
-    from sisa.merge import Merged
+    from sisa.plain_model import PlainModel
 
 SAMPLES = 20  # records that answers are generated to; the dearest thing here
 
 _Scores = Sequence["torch.Tensor"]
+# What a model is worth: the seconds that it reads all records, and the metrics.
+_Measured = tuple[float, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +68,26 @@ class _Asked:
         answers = [one["messages"][-1]["content"] if "messages" in one else one["completion"] for one in asked]
         return inputs, answers
 
-    def merges(self) -> Iterator[Merged]:
-        """Each merge asked for, one at a time: it is as large as a model."""
-        if self.methods:
-            from sisa.merge import merge
+    def merges(self, measure: Callable[[PlainModel], _Measured]) -> list[Result]:
+        """A line for each merge asked for, made and measured one at a time: it is as large as a model."""
+        return [self._merge(method, measure) for method in self.methods]
 
-            for method in self.methods:
-                yield merge(self.session, self.heads, method, weighting=self.weighting)
+    def _merge(self, method: str, measure: Callable[[PlainModel], _Measured]) -> Result:
+        """A merge's line; of one that cannot be made or measured here, what is in the way."""
+        from sisa.aggregate import release_all
+        from sisa.merge import merge
+        from sisa.plain_model import merged_model
+
+        release_all()  # two copies of the base may not fit
+        try:
+            merged = merge(self.session, self.heads, method, weighting=self.weighting)
+            release_all()
+            seconds, metrics = measure(merged_model(self.session, merged.tensors))
+        except (InputError, MissingDependencyError) as error:
+            why = f"not measured: needs {error.expected}; found {error.found}"
+            return Result(method, "merge", 1, None, {}, {"error": None, "seed": None, "warnings": [why]})
+        notes = {"error": merged.error, "seed": merged.seed, "warnings": list(merged.warnings)}
+        return Result(method, "merge", 1, seconds, metrics, notes)
 
 
 def evaluate(
@@ -98,8 +114,7 @@ def evaluate(
         RecordError: if a record is wrong, or has no answer.
         OperationError: if other heads are served by the end.
     """
-    manifest = Predictor(session).refresh()
-    heads = served_heads(session.workspace, manifest)
+    manifest, heads = Predictor(session).held()
     _check_methods(methods)
     read = read_records(
         data, session.recipe.task, columns=session.options.columns, labels=session.recipe.labels or None
@@ -118,12 +133,9 @@ def evaluate(
 
 def _check_methods(methods: Sequence[str]) -> None:
     """Before anything is computed."""
-    if methods:
-        from sisa.merge import METHODS
-
-        unknown = [method for method in methods if method not in METHODS]
-        if unknown:
-            raise InputError(f"merges: {', '.join(METHODS)}", unknown[0], "choose some of them")
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown:
+        raise InputError(f"merges: {', '.join(METHODS)}", unknown[0], "choose some of them")
 
 
 def _known(session: Session, records: Sequence[Record], *, include: bool) -> Known:
@@ -158,7 +170,6 @@ def _labelled(asked: _Asked) -> list[Result]:
     from sisa.aggregate import shard_logits
     from sisa.ensemble import POOLINGS, pool
     from sisa.metrics import classification
-    from sisa.plain_model import merged_model
 
     inputs = asked.contents()
     targets = torch.tensor([asked.session.recipe.labels.index(content["label"]) for content in inputs])
@@ -172,13 +183,13 @@ def _labelled(asked: _Asked) -> list[Result]:
         Result(how, "aggregation", len(behind), seconds, classification(pool(logits, how, behind), targets), {})
         for how in POOLINGS
     ]
-    for merged in asked.merges():
-        model = merged_model(asked.session, merged.tensors)
+
+    def measure(model: PlainModel) -> _Measured:
         started = time.monotonic()
         scores = model.logits(inputs)
-        seconds = time.monotonic() - started
-        results.append(_merge(merged, seconds, classification(scores.softmax(-1), targets)))
-    return results
+        return time.monotonic() - started, classification(scores.softmax(-1), targets)
+
+    return results + asked.merges(measure)
 
 
 def _shards(asked: _Asked, metrics: Sequence[Mapping[str, float]]) -> list[Result]:
@@ -187,11 +198,6 @@ def _shards(asked: _Asked, metrics: Sequence[Mapping[str, float]]) -> list[Resul
         Result(f"shard {head.head.shard}", "shard", 1, None, found, {"records_behind": head.records})
         for head, found in zip(asked.heads, metrics, strict=True)
     ]
-
-
-def _merge(merged: Merged, seconds: float, metrics: Mapping[str, float]) -> Result:
-    notes = {"error": merged.error, "seed": merged.seed, "warnings": list(merged.warnings)}
-    return Result(merged.method, "merge", 1, seconds, metrics, notes)
 
 
 # -- language models --------------------------------------------------------------------------
@@ -206,7 +212,6 @@ def _spoken(asked: _Asked) -> list[Result]:
     import torch
 
     from sisa.aggregate import answer_scores, generate
-    from sisa.plain_model import merged_model
 
     session, heads, contents = _greedy(asked.session), asked.heads, asked.contents()
     _refuse_silent(session, asked.records)
@@ -227,13 +232,14 @@ def _spoken(asked: _Asked) -> list[Result]:
         found |= _rouge(generate(_greedy(session, how), heads, inputs), truths)
         results.append(Result(how, "aggregation", len(heads), seconds, found, {}))
     results.append(_by_logits(asked, _rouge(generate(_greedy(session, "logit"), heads, inputs), truths)))
-    for merged in asked.merges():
-        model = merged_model(session, merged.tensors)
+
+    def measure(model: PlainModel) -> _Measured:
         started = time.monotonic()
-        alone = model.answer_scores(asked.records)
+        alone = model.answer_scores(contents)
         seconds = time.monotonic() - started
-        results.append(_merge(merged, seconds, _answers(alone) | _rouge(model.generate(inputs), truths)))
-    return results
+        return seconds, _answers(alone) | _rouge(model.generate(inputs), truths)
+
+    return results + replace(asked, session=session).merges(measure)
 
 
 def _greedy(session: Session, aggregation: str = "mean") -> Session:
@@ -253,7 +259,7 @@ def _by_logits(asked: _Asked, rouge: dict[str, float]) -> Result:
     except ConfigError as error:
         return Result("logit", "aggregation", count, None, rouge, {"warnings": [f"not scored: found {error.found}"]})
     started = time.monotonic()
-    scores = model.answer_scores(asked.records)
+    scores = model.answer_scores(asked.contents())
     return Result("logit", "aggregation", count, time.monotonic() - started, _answers(scores) | rouge, {})
 
 

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 
-from shards.errors import ConfigError, IntegrityError
+from shards.errors import ConfigError
+from sisa.tensors import PREFIX, foreign, read_tensors
 
-_PREFIX = "base_model.model."
-_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_FACTOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +80,15 @@ def cut(whole: Factors, rank: int) -> Factors:
 
 
 def scaling(config: Mapping[str, Any]) -> float:
-    """What PEFT multiplies ``up @ down`` with: alpha / r, or alpha / sqrt(r) under rsLoRA (arXiv 2312.03732)."""
-    divisor = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
-    return float(config["lora_alpha"] / divisor)
+    """What PEFT multiplies ``up @ down`` with: alpha / r, or alpha / sqrt(r) under rsLoRA (arXiv 2312.03732).
+
+    Raises:
+        IntegrityError: if the configuration does not say.
+    """
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not rank or alpha is None:
+        raise foreign("no r or lora_alpha in its configuration")
+    return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
 def read_adapter(weights: bytes) -> tuple[dict[str, Factors], dict[str, torch.Tensor]]:
@@ -97,12 +101,7 @@ def read_adapter(weights: bytes) -> tuple[dict[str, Factors], dict[str, torch.Te
         IntegrityError: if they are no adapter.
         ConfigError: if something else than a linear layer is adapted.
     """
-    try:
-        tensors = load(weights)
-    except SafetensorError as error:
-        raise IntegrityError(
-            "an adapter's tensors", f"no safetensors file: {error}", "run `sisa audit --all`"
-        ) from error
+    tensors = read_tensors(weights)
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     whole: dict[str, torch.Tensor] = {}
     for name in sorted(tensors):
@@ -111,12 +110,12 @@ def read_adapter(weights: bytes) -> tuple[dict[str, Factors], dict[str, torch.Te
         elif "lora_" in name:
             raise ConfigError("adapters of linear layers, which can be merged", name, "use other target_modules")
         else:
-            whole[name.removeprefix(_PREFIX)] = tensors[name]
+            whole[name.removeprefix(PREFIX)] = tensors[name]
     return {name: Factors(pair["A"], pair["B"]) for name, pair in pairs.items()}, whole
 
 
 def name_adapter(layers: Mapping[str, Factors], whole: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The opposite of :func:`read_adapter`: tensors by PEFT's names."""
-    tensors = {f"{_PREFIX}{name}.lora_A.weight": factors.down for name, factors in layers.items()}
-    tensors |= {f"{_PREFIX}{name}.lora_B.weight": factors.up for name, factors in layers.items()}
-    return tensors | {f"{_PREFIX}{name}": tensor for name, tensor in whole.items()}
+    tensors = {f"{PREFIX}{name}.lora_A.weight": factors.down for name, factors in layers.items()}
+    tensors |= {f"{PREFIX}{name}.lora_B.weight": factors.up for name, factors in layers.items()}
+    return tensors | {f"{PREFIX}{name}": tensor for name, tensor in whole.items()}

@@ -24,13 +24,14 @@ def quality_against_cost(results: Sequence[Result], records: int) -> bytes:
     Shards alone, aggregations and merges; of the shards only the mean has a name.
 
     Args:
-        results: as evaluated.
+        results: as evaluated; what has no such number, because it was not scored, is left out.
         records: on how many.
 
     Raises:
         MissingDependencyError: if matplotlib is not installed.
     """
-    metric = next(name for name in _LABELS if name in results[0].metrics)
+    metric = next(name for name in _LABELS if any(name in result.metrics for result in results))
+    results = [result for result in results if metric in result.metrics]
     figure, axes = _figure()
     columns = sorted({result.passes for result in results})
     for kind, label in (("shard", "one shard alone"), ("aggregation", "all shards, aggregated"), ("merge", "merged")):

@@ -26,6 +26,7 @@ from shards.digest import canonical_json, digest, tensor_digest
 from shards.errors import InputError, IntegrityError, MissingDependencyError
 from sisa.adapter import process_adapter
 from sisa.base_model import pinned_path
+from sisa.choices import WEIGHTINGS
 from sisa.config import Recipe
 from sisa.determinism import reproducible
 from sisa.factors import Factors, cut, name_adapter, read_adapter, scaling, stacked
@@ -149,7 +150,7 @@ def _check(
     """Refuse what a method cannot do, before anything is computed."""
     if method not in METHODS:
         raise InputError(f"a method: {', '.join(METHODS)}", method, "choose one of them")
-    if weighting not in {"equal", "records"}:
+    if weighting not in WEIGHTINGS:
         raise InputError("weighting equal or records", weighting, "choose one of them")
     if not heads:
         raise InputError("a trained shard", "none is served", "run `sisa train` first")

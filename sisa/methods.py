@@ -20,9 +20,7 @@ which turns a sum over the shards that agree into their mean.
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-Weighting = Literal["equal", "records"]
+from typing import Any
 
 _DROPPING: dict[str, Any] = {"normalize": False, "rescale": True, "lambda": 1.0, "density": 0.5}
 

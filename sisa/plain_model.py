@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
 
 from shards.errors import InputError
-from shards.records import Record
+from sisa.asking import Asked, plain_generation
 from sisa.base_model import load_base, load_tokenizer, pinned_path, quiet_transformers
-from sisa.batches import chunks
 from sisa.determinism import reproducible
-from sisa.encoding import IGNORED, encode, encode_prompt, end_token_id, pad_batch
 from sisa.session import Session
 
 
@@ -41,49 +40,32 @@ class PlainModel:
     """A model of the recipe's task, asked under the recipe's switches."""
 
     def __init__(self, session: Session, model: Any) -> None:
-        self._recipe, self._options, self._model = session.recipe, session.options, model
-        base = str(pinned_path(session.recipe, session.options.base_model))
-        self._tokenizer: Any = load_tokenizer(session.recipe, base)
+        recipe, options = session.recipe, session.options
+        tokenizer: Any = load_tokenizer(recipe, str(pinned_path(recipe, options.base_model)))
+        if recipe.task == "causal-lm":
+            model.generation_config = plain_generation(recipe, tokenizer)
+        lanes = getattr(model.config, "shards", 1)  # an ensemble has so many rows of scores where it gives one
+        most = max(1, recipe.loss_positions // lanes)
+        self._recipe, self._model, self._taken = recipe, model, frozenset(signature(model.forward).parameters)
+        self._asked = Asked(recipe, options, tokenizer, model, self._scores, 1, most)
 
-    def logits(self, inputs: Sequence[dict[str, Any]]) -> torch.Tensor:
-        """Scores (N, labels) of each input's ``text``."""
-        texts = [encode_prompt(fields, self._recipe, self._tokenizer) for fields in inputs]
+    def _scores(self, **inputs: Any) -> torch.Tensor:
+        given = {name: value for name, value in inputs.items() if name in self._taken}
+        scores: torch.Tensor = self._model(**given).logits
+        kept = inputs.get("logits_to_keep")
+        return scores if kept is None or "logits_to_keep" in self._taken else scores[:, kept]
+
+    def logits(self, inputs: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        """Scores (inputs, labels) of each input's ``text``."""
         with reproducible(self._recipe), torch.no_grad():
-            parts = [
-                self._model(**self._batch(part)).logits.double().cpu()
-                for part in chunks(texts, self._recipe.batch_size)
-            ]
-        return torch.cat(parts)
+            return self._asked.logits(inputs)[0]
 
-    def answer_scores(self, records: Sequence[Record]) -> list[torch.Tensor]:
-        """The log-probability (nats) of each target token, one tensor (tokens) a record."""
-        found = []
+    def answer_scores(self, records: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
+        """The log-probability (nats) of each target token, one tensor (tokens) a record's content."""
         with reproducible(self._recipe), torch.no_grad():
-            for record in records:
-                example = encode(record, self._recipe, self._tokenizer)
-                wanted = torch.tensor(example.targets[1:], device=self._recipe.device)
-                asked = wanted != IGNORED
-                scores = self._model(**self._batch([example.tokens])).logits[0, :-1][asked].double().log_softmax(-1)
-                found.append(scores.gather(1, wanted[asked][:, None])[:, 0].cpu())
-        return found
+            return [scores[0] for scores in self._asked.answer_scores(records)]
 
-    def generate(self, inputs: Sequence[dict[str, Any]]) -> list[str]:
-        """The greedy answer to each input's ``prompt`` or ``messages``."""
-        from transformers import GenerationConfig
-
-        self._model.generation_config = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=self._options.max_new_tokens,
-            eos_token_id=end_token_id(self._recipe, self._tokenizer),
-            pad_token_id=self._tokenizer.pad_token_id,
-        )
-        answers = []
-        with reproducible(self._recipe), torch.no_grad(), quiet_transformers():
-            for fields in inputs:
-                prompt = encode_prompt(fields, self._recipe, self._tokenizer)
-                tokens = self._model.generate(**self._batch([prompt]))[0, len(prompt) :]
-                answers.append(str(self._tokenizer.decode(tokens, skip_special_tokens=True)))
-        return answers
-
-    def _batch(self, texts: Sequence[Sequence[int]]) -> dict[str, Any]:
-        return pad_batch(texts, self._tokenizer.pad_token_id, self._recipe.device)
+    def generate(self, inputs: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The answer to each input's ``prompt``, ``text`` or ``messages``, as the options say."""
+        with reproducible(self._recipe), torch.no_grad():
+            return self._asked.generate(inputs)

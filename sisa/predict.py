@@ -98,9 +98,18 @@ class Predictor:
             IntegrityError: if the workspace is older than its anchor (it may serve what was forgotten) or
                 was replaced by a backup since it was opened, or a head is damaged.
         """
+        return self.held()[0]
+
+    def held(self) -> tuple[ModelManifest, tuple[ServedHead, ...]]:
+        """What is served now and its heads, read once; for what is made of them apart from answers.
+
+        Raises:
+            InputError: if nothing is served.
+            IntegrityError: as :meth:`refresh` says.
+        """
         current = self._current()
         while self._loaded is None or self._loaded[0] != current:
-            self._loaded = None
+            self._let_go()
             refuse_rollback(self._session.workspace, self._session.options.anchor)
             try:
                 self._loaded = current, served_heads(self._session.workspace, current)
@@ -108,7 +117,15 @@ class Predictor:
                 if self._current() == current:
                     raise
             current = self._current()  # a head may be purged while it is read
-        return current
+        return self._loaded
+
+    def _let_go(self) -> None:
+        """Forget the heads, and what this process computes with: a fallen head's tensors stay in no cache."""
+        if self._loaded is not None:
+            from sisa.aggregate import release_all
+
+            self._loaded = None
+            release_all()
 
     def answer(self, inputs: Sequence[dict[str, Any]]) -> Answer:
         """Answer every input, all of one generation.
@@ -128,15 +145,15 @@ class Predictor:
             IntegrityError: as :meth:`refresh` says.
         """
         while True:
-            manifest = self.refresh()
-            made = work(() if self._loaded is None else self._loaded[1])
+            manifest, heads = self.held()
+            made = work(heads)
             if self._current() == manifest:
                 return manifest, made
 
     def _current(self) -> ModelManifest:
         workspace = self._session.workspace
         if workspace.ledger.replaced():
-            self._loaded = None
+            self._let_go()
             raise IntegrityError(
                 f"the ledger that was opened in {workspace.path}",
                 "another file in its place: a backup was restored",
@@ -144,7 +161,7 @@ class Predictor:
             )
         manifest = workspace.book.manifest()
         if manifest is None or not manifest.heads:
-            self._loaded = None
+            self._let_go()
             raise InputError("a trained shard", "none is served", "run `sisa train` first")
         return manifest
 

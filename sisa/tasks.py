@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,9 @@ from shards.digest import parse_json
 from shards.errors import ConfigError, InputError, MissingDependencyError, RecordError
 from shards.workspace import ADAPTER_CONFIG_FILE
 from sisa.base_model import quiet_transformers
+from sisa.wording import counted
 
+ENSEMBLE = "sisa-ensemble"  # the model type of what brings its own code
 _SPLIT = "test"
 _FORMS: dict[tuple[str, ...], dict[str, Any]] = {
     ("query", "choices", "gold"): {
@@ -108,13 +111,13 @@ def run_tasks(model: Path, tasks: Sequence[str], *, limit: int | None = None) ->
     """What lm-eval finds of an exported model, a row a task: ``{name, questions, accuracy, ...}``.
 
     Args:
-        model: directory of a full model, or of a PEFT adapter whose base it names.
+        model: directory of a full model, of an ensemble of ours, or of a PEFT adapter whose base it names.
         tasks: names that lm-eval knows (it fetches their questions), or files.
         limit: ask only so many questions of each task.
 
     Raises:
         MissingDependencyError: if lm-eval is not installed.
-        ConfigError: if no causal model is in the directory.
+        ConfigError: if no causal model is in the directory, or one whose code is not this version's.
         InputError: if a task is neither a name that lm-eval knows nor a file.
     """
     if importlib.util.find_spec("lm_eval") is None:
@@ -130,7 +133,7 @@ def run_tasks(model: Path, tasks: Sequence[str], *, limit: int | None = None) ->
             found = _ask(arguments, [config["task"] for config in configs], names, Path(scratch), limit)
     return [
         {"name": name, "kind": "task", "questions": found["n-samples"][name]["effective"]}
-        | {ours: metrics[theirs] for theirs, ours in _METRICS.items() if theirs in metrics}
+        | {ours: metrics[theirs] for theirs, ours in _METRICS.items() if _is_number(metrics.get(theirs))}
         for name, metrics in found["results"].items()
         if name in found["n-samples"]
     ]
@@ -144,12 +147,17 @@ _METRICS = {
 }
 
 
+def _is_number(value: Any) -> bool:
+    """One question alone has no error: lm-eval writes a word in its place."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _is_file(task: str) -> bool:
     return task.endswith(".jsonl")
 
 
 def _ask(
-    arguments: dict[str, str], local: Sequence[str], names: Sequence[str], scratch: Path, limit: int | None
+    arguments: dict[str, Any], local: Sequence[str], names: Sequence[str], scratch: Path, limit: int | None
 ) -> dict[str, Any]:
     import torch
     from lm_eval import simple_evaluate
@@ -171,13 +179,61 @@ def _ask(
     return found
 
 
-def _model_arguments(model: Path) -> dict[str, str]:
+def _model_arguments(model: Path) -> dict[str, Any]:
+    """What lm-eval is told of a directory, once it is sure that a causal model is in it."""
     if (model / ADAPTER_CONFIG_FILE).is_file():
-        base = parse_json((model / ADAPTER_CONFIG_FILE).read_text()).get("base_model_name_or_path")
-        return {"pretrained": str(base), "peft": str(model)}
-    if not (model / "config.json").is_file():
-        raise ConfigError(f"an exported model in {model}", "neither config.json nor an adapter", "run `sisa export`")
-    return {"pretrained": str(model)}
+        said = _said(model / ADAPTER_CONFIG_FILE)
+        _check_causal(said.get("task_type") == "CAUSAL_LM", str(said.get("task_type")))
+        return {"pretrained": str(said.get("base_model_name_or_path")), "peft": str(model)}
+    if (model / "config.json").is_file():
+        said = _said(model / "config.json")
+        own = said.get("model_type") == ENSEMBLE
+        names = said.get("architectures") or []
+        _check_causal(not _causal().isdisjoint(names), ", ".join(map(str, names)) or "no architecture")
+        if own:
+            _check_code(model, said)
+        return {"pretrained": str(model)} | ({"trust_remote_code": True} if own else {})
+    shards = sorted(file.parent for file in model.glob(f"*/{ADAPTER_CONFIG_FILE}"))
+    if shards:
+        found = f"{counted(len(shards), 'adapter')}, one a shard"
+        raise ConfigError(f"one model in {model}", found, f"ask one of them, such as {shards[0]}, or another form")
+    raise ConfigError(f"an exported model in {model}", "neither config.json nor an adapter", "run `sisa export`")
+
+
+def _said(file: Path) -> dict[str, Any]:
+    try:
+        said = parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"a configuration in {file}", str(error), "export the model again") from error
+    return said if isinstance(said, dict) else {}
+
+
+def _causal() -> set[str]:
+    """Architectures that give the next token."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return {"EnsembleForCausalLM", *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+
+
+def _check_causal(causal: bool, found: str) -> None:
+    if not causal:
+        raise ConfigError(
+            "a causal language model: lm-eval compares how likely texts are", found,
+            "measure a classification model by `sisa evaluate --data`",
+        )  # fmt: skip
+
+
+def _check_code(model: Path, said: dict[str, Any]) -> None:
+    """An ensemble brings its own code, which is run only if it is ours to the byte."""
+    from sisa import ensemble
+
+    ours, theirs = Path(ensemble.__file__), model / Path(ensemble.__file__).name
+    named = {str(where).rpartition(".")[0] for where in (said.get("auto_map") or {}).values()}
+    if named != {ours.stem} or not theirs.is_file() or theirs.read_bytes() != ours.read_bytes():
+        raise ConfigError(
+            f"this version's own code in {theirs}", "other code, which is not run here",
+            "export the ensemble again with this version",
+        )  # fmt: skip
 
 
 @contextmanager

@@ -1,57 +1,73 @@
-"""What each served head says alone: in the one adapter slot, one text at a time. Slow, and plainly right."""
+"""What each served head says alone: loaded by PEFT from its directory, one text at a time. Slow, and plainly right."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from shards.records import Record, make_content
-from sisa.adapter import process_adapter
 from sisa.base_model import load_tokenizer, pinned_path
-from sisa.encoding import IGNORED, encode, encode_prompt, pad_batch
-from sisa.served import ServedHead
+from sisa.encoding import IGNORED, encode, encode_prompt
+from sisa.served import ServedHead, served_heads
 from sisa.session import Session
 
-Slot = Callable[[ServedHead], Any]
+
+def heads_of(session: Session) -> tuple[ServedHead, ...]:
+    """What is served."""
+    manifest = session.workspace.book.manifest()
+    assert manifest is not None
+    return served_heads(session.workspace, manifest)
 
 
-def alone(session: Session) -> tuple[Slot, Any]:
-    """What puts a head into the slot and returns the model, and the tokenizer."""
-    base = str(pinned_path(session.recipe, session.options.base_model))
-    adapter = process_adapter(session.recipe, base)
+def by_peft(session: Session, heads: Sequence[ServedHead] | None = None) -> list[Any]:
+    """Each head as PEFT loads it; all that are served, unless told."""
+    from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
 
-    def put(head: ServedHead) -> Any:
-        adapter.load(head.weights)
-        return adapter.model
-
-    return put, load_tokenizer(session.recipe, base)
+    live = session.workspace.book.live()
+    files = [live[head.head.checkpoint].files for head in (heads_of(session) if heads is None else heads)]
+    paths = [str(session.workspace.store.path(each)) for each in files]
+    if session.recipe.task == "causal-lm":
+        return [AutoPeftModelForCausalLM.from_pretrained(path).eval() for path in paths]
+    load = AutoPeftModelForSequenceClassification.from_pretrained
+    return [load(path, num_labels=len(session.recipe.labels)).eval() for path in paths]
 
 
 @torch.no_grad()
 def shard_logits(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dict[str, Any]]) -> torch.Tensor:
-    put, tokenizer = alone(session)
-    texts = [encode_prompt(fields, session.recipe, tokenizer) for fields in inputs]
-    rows = []
-    for head in heads:
-        model = put(head)
-        rows.append([model(**pad_batch([text], 0, "cpu")).logits[0].double() for text in texts])
+    """(heads, inputs, labels)."""
+    texts = [encode_prompt(fields, session.recipe, tokenizer_of(session)) for fields in inputs]
+    rows = [[_logits(model, text) for text in texts] for model in by_peft(session, heads)]
     scores: torch.Tensor = torch.stack([torch.stack(row) for row in rows])
     return scores
 
 
 @torch.no_grad()
+def answer_logits(session: Session, heads: Sequence[ServedHead], content: dict[str, Any]) -> tuple[Any, list[int]]:
+    """Scores of the next token (heads, tokens, vocabulary) where one is to be learnt, and these tokens."""
+    example = encode(Record("x", make_content(content)), session.recipe, tokenizer_of(session))
+    places = [at for at, target in enumerate(example.targets) if target != IGNORED]
+    rows = [_logits(model, example.tokens)[[at - 1 for at in places]] for model in by_peft(session, heads)]
+    return torch.stack(rows), [example.tokens[at] for at in places]
+
+
 def answer_scores(
     session: Session, heads: Sequence[ServedHead], contents: Sequence[dict[str, Any]]
 ) -> list[torch.Tensor]:
-    put, tokenizer = alone(session)
-    found: list[list[torch.Tensor]] = [[] for _ in contents]
-    for head in heads:
-        model = put(head)
-        for scores, content in zip(found, contents, strict=True):
-            example = encode(Record("x", make_content(content)), session.recipe, tokenizer)
-            logits = model(**pad_batch([example.tokens], 0, "cpu")).logits[0].double().log_softmax(-1)
-            pairs = [(at, target) for at, target in enumerate(example.targets) if target != IGNORED]
-            scores.append(torch.stack([logits[at - 1, target] for at, target in pairs]))
-    return [torch.stack(scores) for scores in found]
+    """Log-probability of each token to be learnt, for each record (heads, tokens)."""
+    found = []
+    for content in contents:
+        logits, tokens = answer_logits(session, heads, content)
+        found.append(logits.log_softmax(-1)[:, range(len(tokens)), tokens])
+    return found
+
+
+def tokenizer_of(session: Session) -> Any:
+    """The base's."""
+    return load_tokenizer(session.recipe, str(pinned_path(session.recipe, session.options.base_model)))
+
+
+def _logits(model: Any, tokens: Sequence[int]) -> torch.Tensor:
+    scores: torch.Tensor = model(input_ids=torch.tensor([tokens])).logits[0].double()
+    return scores

@@ -12,7 +12,9 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
+from sisa.choices import WEIGHTINGS
 from sisa.commands.options import FILE, json_option, set_option, workspace_option
+from sisa.methods import METHODS
 from sisa.printing import out, print_json
 from sisa.wording import counted
 
@@ -35,8 +37,8 @@ _HEADINGS = {
 @click.command()
 @workspace_option
 @click.option("--data", multiple=True, type=FILE, help="Held-out records, in any form that ingest reads; repeatable.")
-@click.option("--methods", default="", metavar="NAMES", help="Merges to measure too, such as cat,svd,linear.")
-@click.option("--weighting", type=click.Choice(["equal", "records"]), default="equal", help="Of the shards in a merge.")
+@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="A merge to measure; repeatable.")
+@click.option("--weighting", type=click.Choice(WEIGHTINGS), default="equal", help="Of the shards in a merge.")
 @click.option("--samples", type=click.IntRange(min=0), help="Answers to generate for ROUGE-L (causal-lm); 20.")
 @click.option("--include-known", is_flag=True, help="Also take records that are held here, or were deleted here.")
 @click.option("--output", type=FILE, help="Write the JSON document here; the file is registered for audits.")
@@ -94,7 +96,7 @@ def _evaluate_served(
         done = run(
             session,
             data,
-            methods=[name for name in how["methods"].split(",") if name],
+            methods=how["methods"],
             weighting=how["weighting"],
             samples=SAMPLES if how["samples"] is None else how["samples"],
             include_known=how["include_known"],

@@ -8,6 +8,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from sisa.choices import WEIGHTINGS
 from sisa.commands.options import json_option, set_option, workspace_option
 from sisa.methods import METHODS
 from sisa.printing import out, print_json
@@ -17,7 +18,7 @@ from sisa.wording import counted
 @click.command()
 @workspace_option
 @click.option("--method", type=click.Choice([*METHODS, "all"]), default="cat", show_default=True, help="How.")
-@click.option("--weighting", type=click.Choice(["equal", "records"]), default="equal", show_default=True)
+@click.option("--weighting", type=click.Choice(WEIGHTINGS), default="equal", show_default=True)
 @click.option("--rank", type=click.IntRange(min=1), help="Of svd's adapter; the recipe's lora_rank unless given.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of random methods.")
 @set_option
@@ -34,12 +35,10 @@ def merge(
     """Merge the served heads in memory and tell the result's digest and error; writes nothing."""
     from shards.errors import OperationError
     from sisa.predict import Predictor
-    from sisa.served import served_heads
     from sisa.session import open_session
 
     with open_session(workspace, overrides) as session:
-        manifest = Predictor(session).refresh()
-        heads = served_heads(session.workspace, manifest)
+        manifest, heads = Predictor(session).held()
         names = METHODS if method == "all" else (method,)
         merges = [_tried(session, heads, name, weighting, rank, seed, every=method == "all") for name in names]
         if session.workspace.book.manifest() != manifest:

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from sisa.choices import AGGREGATIONS
+
 Command = Callable[..., None]
 FILE = click.Path(path_type=Path)
 LINES = click.File("r", encoding="utf-8")
@@ -35,7 +37,7 @@ def set_option(command: Command) -> Command:
 
 def aggregate_option(command: Command) -> Command:
     """``--aggregate``, handed on as ``aggregation``."""
-    ways = click.Choice(["mean", "logit", "vote", "weighted"])
+    ways = click.Choice(AGGREGATIONS)
     return click.option("--aggregate", "aggregation", type=ways, help="How the shards' answers are combined.")(command)
 
 

@@ -4,96 +4,33 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from shards.errors import ConfigError, OperationError
+from shards.errors import ConfigError, InputError, OperationError
 from shards.workspace import Workspace
 from sisa import aggregate, metrics
+from sisa.choices import WEIGHTINGS
+from sisa.ensemble import pool
 from sisa.evaluate import evaluate
+from sisa.merge import merge
 from sisa.plain_model import merged_model
-from sisa.served import ServedHead, served_heads
+from sisa.predict import Predictor
+from sisa.served import ServedHead
 from sisa.session import Session, open_session
+from tests import reference
 from tests.flows.fixtures import Deletion, Site
 from tests.flows.helpers import chat, done, refused, sisa, ticket, tree, write_jsonl
-from tests.reference import alone, answer_scores, shard_logits
 
 HELD_OUT = [ticket(number) | {"id": f"new-{number}"} for number in range(20, 31)]
 SPOKEN = [chat(number) | {"id": f"new-{number}"} for number in range(20, 26)]
 
 
-# -- stand-ins --------------------------------------------------------------------------------
-
-
-class Pooled(torch.nn.Module):
-    """The mean of logits of every head, as one model."""
-
-    def __init__(self, session: Session, heads: Sequence[ServedHead]) -> None:
-        super().__init__()
-        assert vars(session.options)["aggregation"] == "logit"
-        self.put, self.heads = alone(session)[0], heads
-
-    def forward(self, **inputs: Any) -> Any:
-        return SimpleNamespace(logits=torch.stack([self.put(head)(**inputs).logits for head in self.heads]).mean(0))
-
-
-def generate(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dict[str, Any]]) -> list[str]:
-    """As many words of the question as there are heads."""
-    texts = [fields.get("prompt") or fields["messages"][-1]["content"] for fields in inputs]
-    return [" ".join(text.split()[: len(heads)]) for text in texts]
-
-
-def pool(logits: torch.Tensor, how: str, records: Sequence[int]) -> torch.Tensor:
-    weights = torch.tensor(records if how == "weighted" else [1] * len(logits), dtype=torch.float64)
-    pooled: torch.Tensor = torch.tensordot(weights / weights.sum(), logits.softmax(-1), 1)
-    return pooled
-
-
-@dataclass
-class Merged:
-    method: str
-    tensors: dict[str, torch.Tensor]
-    error: float | None = None
-    seed: int | None = None
-    warnings: tuple[str, ...] = ()
-
-
-def of_the_first_shard(
-    session: Session, heads: Sequence[ServedHead], method: str, *, weighting: str = "equal"
-) -> Merged:
-    """A "merge" that is the first shard's model: base plus update, and its head."""
-    put, _ = alone(session)
-    model = put(heads[0])
-    tensors = {}
-    for name, module in model.base_model.model.named_modules():
-        if hasattr(module, "lora_A"):
-            tensors[f"{name}.weight"] = module.base_layer.weight + module.get_delta_weight("default")
-        elif hasattr(module, "modules_to_save"):
-            inner = module.modules_to_save["default"].named_parameters()
-            tensors |= {f"{name}.{part}": parameter for part, parameter in inner}
-    return Merged(method, {name: tensor.detach().clone() for name, tensor in tensors.items()}, 0.0, 0, (weighting,))
-
-
-@pytest.fixture(autouse=True)
-def reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins for what computes faster."""
-    for function in (shard_logits, answer_scores, generate):
-        monkeypatch.setattr(aggregate, function.__name__, function, raising=False)
-    monkeypatch.setattr(aggregate, "ensemble", Pooled, raising=False)
-    for name, contents in (
-        ("sisa.ensemble", {"POOLINGS": ("mean", "weighted"), "pool": pool}),
-        ("sisa.merge", {"METHODS": ("cat", "svd"), "merge": of_the_first_shard}),
-    ):
-        module = ModuleType(name)
-        vars(module).update(contents)
-        monkeypatch.setitem(sys.modules, name, module)
+ALIKE = ("accuracy", "log_loss", "brier", "perplexity", "answer_probability")  # whatever is rounded on the way
 
 
 def by_name(document: Any) -> dict[str, Any]:
@@ -108,21 +45,30 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("held-out") / "held-out.jsonl", HELD_OUT)
 
 
+def alike(line: dict[str, Any], expected: Mapping[str, float]) -> bool:
+    """The same measurements of the same metrics."""
+    names = [name for name in ALIKE if name in expected]
+    return [line[name] for name in names] == pytest.approx([expected[name] for name in names], rel=1e-3, abs=1e-5)
+
+
 def test_every_line_is_what_the_constituents_say_one_by_one(classification: Site, held_out: Path) -> None:
-    document = done("evaluate", "-w", classification.path, "--data", held_out, "--methods", "cat,svd")
+    document = done("evaluate", "-w", classification.path, "--data", held_out, "--method", "cat", "--method", "svd")
     with open_session(classification.path) as session:
-        manifest = session.workspace.book.manifest()
-        assert manifest is not None
-        heads = served_heads(session.workspace, manifest)
-        logits = shard_logits(session, heads, HELD_OUT)
+        manifest, heads = Predictor(session).held()
+        logits = reference.shard_logits(session, heads, HELD_OUT)
         targets = torch.tensor([session.recipe.labels.index(row["label"]) for row in HELD_OUT])
     found = by_name(document)
-    assert list(found) == ["shard 0", "shard 1", "mean", "weighted", "cat", "svd"]
+    assert list(found) == ["shard 0", "shard 1", "mean", "logit", "vote", "weighted", "cat", "svd"]
     for number, scores in enumerate(logits):
-        assert found[f"shard {number}"].items() >= metrics.classification(scores.softmax(-1), targets).items()
+        assert alike(found[f"shard {number}"], metrics.classification(scores.softmax(-1), targets))
+    behind = [head.records for head in heads]
+    for how in ("mean", "logit", "vote", "weighted"):
+        assert alike(found[how], metrics.classification(pool(logits, how, behind), targets)), how
     mean = metrics.classification(logits.softmax(-1).mean(0), targets)
-    assert {name: found["mean"][name] for name in mean} == pytest.approx(mean)
+    assert alike(found["mean"], mean)
     assert mean["log_loss"] != metrics.log_loss(logits[0].softmax(-1), targets)
+    assert found["cat"]["error"] == pytest.approx(0, abs=1e-5)
+    assert found["svd"]["error"] > 1e-3
     assert [found[name]["passes"] for name in ("shard 1", "mean", "cat")] == [1, 2, 1]
     assert (document["manifest_generation"], document["records"]) == (manifest.generation, len(HELD_OUT))
     assert document["known"] == {"held": 0, "deleted": 0, "same_content": 0}
@@ -130,25 +76,45 @@ def test_every_line_is_what_the_constituents_say_one_by_one(classification: Site
     assert found["mean"]["seconds"] > 0
 
 
+def test_two_evaluations_of_one_generation_are_the_same_numbers(classification: Site, held_out: Path) -> None:
+    found = []
+    for _ in range(2):
+        document = done("evaluate", "-w", classification.path, "--data", held_out, "--method", "ties")
+        found.append([{k: v for k, v in line.items() if k != "seconds"} for line in document["results"]])
+    assert found[0] == found[1]
+
+
 def test_a_merge_is_measured_as_the_plain_model_that_it_is(classification: Site, held_out: Path) -> None:
-    """Here it is the first shard's, so the two lines agree."""
-    found = by_name(done("evaluate", "-w", classification.path, "--data", held_out, "--methods", "cat"))
-    for name in ("accuracy", "log_loss", "brier"):
-        assert found["cat"][name] == pytest.approx(found["shard 0"][name], abs=1e-5)
-        assert name == "accuracy" or found["cat"][name] != pytest.approx(found["shard 1"][name], abs=1e-4)
-    assert found["cat"]["warnings"] == ["equal"]
-    weighted = done(
-        "evaluate", "-w", classification.path, "--data", held_out, "--methods", "cat", "--weighting", "records"
-    )
-    assert by_name(weighted)["cat"]["warnings"] == ["records"]
+    asked = ("evaluate", "-w", classification.path, "--data", held_out, "--method", "cat", "--weighting")
+    found = [by_name(done(*asked, weighting))["cat"] for weighting in WEIGHTINGS]
+    with open_session(classification.path) as session:
+        _, heads = Predictor(session).held()
+        targets = torch.tensor([session.recipe.labels.index(row["label"]) for row in HELD_OUT])
+        assert heads[0].records != heads[1].records, "so that weights tell"
+        for line, weighting in zip(found, WEIGHTINGS, strict=True):
+            logits = merged_model(session, merge(session, heads, "cat", weighting=weighting).tensors).logits(HELD_OUT)
+            assert alike(line, metrics.classification(logits.softmax(-1), targets))
+    assert found[0]["log_loss"] != found[1]["log_loss"]
+
+
+def test_a_merge_that_cannot_be_made_is_said_and_the_rest_is_measured(
+    classification: Site, held_out: Path, tmp_path: Path
+) -> None:
+    methods = ("--method", "sce", "--method", "cat", "--weighting", "records")
+    asked = ("evaluate", "-w", classification.path, "--data", held_out, *methods)
+    found = by_name(done(*asked))
+    assert "accuracy" not in found["sce"]
+    assert "sce, which takes none" in found["sce"]["warnings"][0]
+    assert {"accuracy", "log_loss"} <= found["cat"].keys()
+    said = sisa(*asked, "--figure", tmp_path / "figure.png")
+    assert said.code == 0, said.err
+    assert "sce: not measured" in said.out
+    assert (tmp_path / "figure.png").is_file()
 
 
 def test_tensors_that_are_not_all_of_a_merge_are_refused(classification: Site) -> None:
-    from shards.errors import InputError
-
     with open_session(classification.path) as session:
-        heads = served_heads(session.workspace, session.workspace.book.manifest())  # type: ignore[arg-type]
-        tensors = of_the_first_shard(session, heads, "cat").tensors
+        tensors = merge(session, Predictor(session).held()[1], "cat").tensors
         name = "classifier.weight"
         for odd in (
             {key: value for key, value in tensors.items() if key != name},
@@ -246,7 +212,10 @@ def test_an_unknown_merge_and_wrong_records_are_refused_before_anything_is_read(
     classification: Site, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(aggregate, "shard_logits")
-    refused(sisa("evaluate", "-w", classification.path, "--data", held_out, "--methods", "cat,magic"), "magic")
+    result = sisa("evaluate", "-w", classification.path, "--data", held_out, "--method", "magic")
+    assert (result.code, "'magic'" in result.err) == (2, True)
+    with open_session(classification.path) as session, pytest.raises(InputError, match="magic"):
+        evaluate(session, [held_out], methods=["cat", "magic"])
     data = write_jsonl(tmp_path / "data.jsonl", [HELD_OUT[0] | {"label": "other"}])
     refused(sisa("evaluate", "-w", classification.path, "--data", data), "data.jsonl:1")
 
@@ -270,27 +239,24 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_answers_are_scored_token_by_token_and_averaged_as_probabilities(causal: Site, spoken: Path) -> None:
-    document = done("evaluate", "-w", causal.path, "--data", spoken, "--methods", "cat", "--samples", "3")
+    document = done(
+        "evaluate", "-w", causal.path, "--data", spoken, "--method", "cat", "--method", "svd", "--samples", "3"
+    )
     with open_session(causal.path) as session:
-        manifest = session.workspace.book.manifest()
-        assert manifest is not None
-        heads = served_heads(session.workspace, manifest)
+        _, heads = Predictor(session).held()
         rows = [{key: value for key, value in row.items() if key not in {"id", "subject"}} for row in SPOKEN]
-        scores = answer_scores(session, heads, rows)
+        scores = reference.answer_scores(session, heads, rows)
     found = by_name(document)
-    for number in range(2):
-        alone = [each[number] for each in scores]
-        assert found[f"shard {number}"]["perplexity"] == pytest.approx(metrics.perplexity(alone))
-        assert found[f"shard {number}"]["answer_probability"] == pytest.approx(metrics.answer_probability(alone))
-    means = [each.exp().mean(0).log() for each in scores]
-    assert found["mean"]["perplexity"] == pytest.approx(metrics.perplexity(means))
     behind = torch.tensor([head.records for head in heads], dtype=torch.float64)
-    weighted = [(each.exp() * (behind / behind.sum())[:, None]).sum(0).log() for each in scores]
-    assert found["weighted"]["answer_probability"] == pytest.approx(metrics.answer_probability(weighted))
-    assert list(found) == ["shard 0", "shard 1", "mean", "weighted", "logit", "cat"]
+    expected = {f"shard {number}": [each[number] for each in scores] for number in range(2)}
+    expected["mean"] = [each.exp().mean(0).log() for each in scores]
+    expected["weighted"] = [(each.exp() * (behind / behind.sum())[:, None]).sum(0).log() for each in scores]
+    for name, each in expected.items():
+        told = {"perplexity": metrics.perplexity(each), "answer_probability": metrics.answer_probability(each)}
+        assert alike(found[name], told), name
+    assert list(found) == ["shard 0", "shard 1", "mean", "weighted", "logit", "cat", "svd"]
     assert 1 < found["logit"]["perplexity"] != pytest.approx(found["mean"]["perplexity"])
-    for name in ("perplexity", "answer_probability"):
-        assert found["cat"][name] == pytest.approx(found["shard 0"][name], rel=1e-4)
+    assert all(found[name]["perplexity"] > 1 for name in ("cat", "svd"))
     assert document["samples"] == 3
 
 
@@ -312,16 +278,19 @@ def test_generated_answers_are_held_against_the_true_ones_and_bare_texts_are_no_
 
 
 def test_logits_of_heads_that_cannot_share_a_pass_are_not_scored_and_that_is_said(
-    causal: Site, spoken: Path, monkeypatch: pytest.MonkeyPatch
+    causal: Site, spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
         raise ConfigError("linear layers", "others", "merge them")
 
     monkeypatch.setattr(aggregate, "ensemble", refuse)
-    found = by_name(done("evaluate", "-w", causal.path, "--data", spoken))["logit"]
+    asked = ("evaluate", "-w", causal.path, "--data", spoken, "--samples", "1")
+    found = by_name(done(*asked))["logit"]
     assert "perplexity" not in found
     assert "rouge_l_f1" in found
-    assert "not scored: found others" in sisa("evaluate", "-w", causal.path, "--data", spoken).out
+    said = sisa(*asked, "--figure", tmp_path / "figure.png")
+    assert "not scored: found others" in said.out
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_record_without_an_answer_is_named(causal: Site, tmp_path: Path) -> None:

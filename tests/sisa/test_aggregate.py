@@ -13,11 +13,11 @@ from shards.workspace import WEIGHTS_FILE
 from sisa import adapter, aggregate
 from sisa.aggregate import answer_scores, classify, ensemble, generate, shard_logits
 from sisa.base_model import load_tokenizer
-from sisa.encoding import IGNORED, encode
 from sisa.ensemble import POOLINGS, pool
 from sisa.one_by_one import OneByOne
 from sisa.predict import Predictor
 from sisa.session import Session, open_session
+from tests import reference
 from tests.models import (
     LABELS,
     SMALL,
@@ -30,7 +30,8 @@ from tests.models import (
     record,
     save_tokenizer,
 )
-from tests.sisa.answering import INPUTS, TEXTS, by_peft, greedy_by_hand, heads_of, trained
+from tests.reference import by_peft, heads_of
+from tests.sisa.answering import INPUTS, TEXTS, greedy_by_hand, trained
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +44,9 @@ def writer(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     return trained(tmp_path_factory.mktemp("writer"), "causal-lm", tiny_llama, max_new_tokens=8)
 
 
-def tokens_of(session: Session, text: str) -> Any:
-    import torch
-
-    tokenizer: Any = load_tokenizer(session.recipe, session.options.base_model)
-    return torch.tensor([tokenizer(text)["input_ids"]])
-
-
 def alone(session: Session) -> Any:
     """(heads, texts, labels) by PEFT, each head and each text by itself."""
-    import torch
-
-    with torch.inference_mode():
-        rows = [
-            torch.stack([model(input_ids=tokens_of(session, text)).logits[0] for text in TEXTS])
-            for model in by_peft(session)
-        ]
-    return torch.stack(rows).double()
+    return reference.shard_logits(session, heads_of(session), INPUTS)
 
 
 def test_every_shards_scores_are_those_of_its_adapter_loaded_by_peft(classifier: Path) -> None:
@@ -102,7 +89,7 @@ def test_predictions_are_the_same_bits_every_time_with_dropout_in_the_recipe(cla
         first = classify(session, heads, INPUTS)
         classify(session, heads[:1], INPUTS[:2])  # others are asked in between
         assert classify(session, heads, INPUTS) == first
-        aggregate._kept.clear()
+        aggregate.release_all()
         assert classify(session, heads, INPUTS) == first
 
 
@@ -131,7 +118,7 @@ def test_tensors_that_are_not_this_recipes_are_refused(classifier: Path) -> None
             for first in (True, False):
                 some = [replace(heads[0], weights=weights), heads[1]]
                 if first:
-                    aggregate._kept.clear()
+                    aggregate.release_all()
                 with pytest.raises(IntegrityError, match="this recipe's adapter"):
                     shard_logits(session, some, INPUTS)
                 with pytest.raises(IntegrityError):
@@ -202,18 +189,10 @@ def test_the_scores_of_an_answer_are_those_of_each_adapter_loaded_by_peft(writer
         with open_session(writer) as opened:
             session = replace(opened, recipe=opened.recipe.model_copy(update={"loss_positions": most}))
             ours = answer_scores(session, heads_of(session), contents)
-            tokenizer: Any = load_tokenizer(session.recipe, session.options.base_model)
-            models = by_peft(session)
-        for number, scores in enumerate(ours):
-            example = encode(record(number, "causal-lm"), session.recipe, tokenizer)
-            places = [at for at, target in enumerate(example.targets) if target != IGNORED]
-            assert scores.shape == (2, len(places))
-            assert scores.dtype == torch.float64
-            for model, row in zip(models, scores, strict=True):
-                with torch.inference_mode():
-                    logits = model(input_ids=torch.tensor([example.tokens])).logits[0].double().log_softmax(-1)
-                expected = [float(logits[at - 1, example.tokens[at]]) for at in places]
-                assert row.tolist() == pytest.approx(expected, abs=1e-5)
+            theirs = reference.answer_scores(session, heads_of(session), contents)
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.dtype == torch.float64
+            assert torch.allclose(one, other, rtol=0, atol=1e-5)
 
 
 def test_a_process_that_predicted_first_can_train_and_delete_afterwards(tmp_path: Path, tiny_llama: Path) -> None:
@@ -244,6 +223,30 @@ def test_layers_below_all_adapters_are_run_once_for_all_shards(tmp_path: Path, t
         ours = shard_logits(session, heads, INPUTS[:4])
         assert seen == [4, 12]
         assert torch.allclose(ours, alone(session)[:, :4], rtol=0, atol=1e-5)
+
+
+def test_which_layers_are_run_once_is_decided_by_the_base_and_by_no_head(tmp_path: Path, tiny_bert: Path) -> None:
+    """A head without numbers is asked first: what a probe makes of it says nothing of others."""
+    from safetensors.torch import load, save
+
+    workspace = trained(tmp_path, "classification", tiny_bert, slices=1, layers="last-1")
+    with open_session(workspace) as session:
+        heads = heads_of(session)
+        spoilt = save({name: tensor * float("nan") for name, tensor in load(heads[0].weights).items()})
+        aggregate.release_all()
+        shard_logits(session, [replace(heads[0], weights=spoilt)], INPUTS[:1])
+        assert tuple(ensemble(session, heads).config.below) == ("bert.encoder.layer", 1)
+
+
+def test_letting_go_drops_every_base_that_is_kept(classifier: Path) -> None:
+    with open_session(classifier) as session:
+        classify(session, heads_of(session), INPUTS[:1])
+        adapter.process_adapter(session.recipe, session.options.base_model)
+    assert aggregate._kept
+    assert adapter._loaded
+    aggregate.release_all()
+    assert not aggregate._kept
+    assert not adapter._loaded
 
 
 def test_weights_files_are_named_as_peft_names_them(classifier: Path) -> None:

@@ -10,17 +10,19 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from sisa.aggregate import ensemble
 from sisa.base_model import load_tokenizer
-from sisa.config import Aggregation
+from sisa.choices import AGGREGATIONS
 from sisa.encoding import pad_batch
 from sisa.ensemble import POOLINGS, EnsembleConfig, EnsembleForCausalLM, pool
 from sisa.session import open_session
-from tests.sisa.answering import TEXTS, by_peft, greedy_by_hand, heads_of, trained
+from tests.reference import by_peft, heads_of
+from tests.sisa.answering import TEXTS, greedy_by_hand, trained
 
 SCORES = [[2.0, 0.5, -1.0], [0.1, 3.0, 0.2], [1.5, 0.0, 2.5]]  # shards x classes: each votes for another
 RECORDS = [5, 2, 1]
@@ -68,7 +70,7 @@ def by_hand(scores: Sequence[Sequence[float]], how: str) -> list[float]:
     if how == "logit":
         return softmax([sum(each[at] for each in scores) / len(scores) for at in columns])
     votes = [sum(max(range(len(each)), key=each.__getitem__) == at for each in scores) / len(scores) for at in columns]
-    return [(1 - 2**-20) * vote + 2**-20 * each for vote, each in zip(votes, mean, strict=True)]
+    return [(1 - 2**-13) * vote + 2**-13 * each for vote, each in zip(votes, mean, strict=True)]
 
 
 @pytest.mark.parametrize("how", POOLINGS)
@@ -92,6 +94,23 @@ def test_a_tie_of_votes_is_broken_by_mean_probability_and_outweighs_no_vote() ->
     assert pool(torch.tensor(against), "mean", []).argmax() == 0
 
 
+@pytest.mark.parametrize("shards", [2, 6, 64])
+@pytest.mark.parametrize("gap", [0.2, 0.01, 0.001])
+def test_a_near_tie_of_votes_is_decided_alike_in_an_ensembles_float32_logits(gap: float, shards: int) -> None:
+    import torch
+
+    for winner in (0, 1):
+        sure = torch.full((shards,), 0.6)
+        sure[winner::2] += gap  # every other shard is surer of its own class
+        shares = torch.full((shards, 3), 0.05)
+        for at in range(shards):
+            shares[at, at % 2], shares[at, 1 - at % 2] = sure[at], 0.95 - sure[at]
+        whose: Any = SimpleNamespace(config=SimpleNamespace(shards=shards, pooling="vote", records=[1] * shards))
+        logits: Any = EnsembleForCausalLM._pooled(whose, SimpleNamespace(logits=shares.log())).logits
+        assert logits.dtype == torch.float32
+        assert logits.argmax() == pool(shares.log(), "vote", []).argmax() == winner
+
+
 @pytest.mark.parametrize("records", [[1, 1], [0, 0, 0], [3, -1, 1]])
 def test_weights_that_are_no_numbers_of_records_are_refused(records: list[int]) -> None:
     import torch
@@ -103,7 +122,7 @@ def test_weights_that_are_no_numbers_of_records_are_refused(records: list[int]) 
 def test_an_unknown_pooling_is_refused_and_the_option_has_all_of_them() -> None:
     import torch
 
-    assert get_args(Aggregation) == POOLINGS
+    assert AGGREGATIONS == POOLINGS
     with pytest.raises(ValueError, match="pooling must be one of mean"):
         pool(torch.tensor(SCORES), "median", RECORDS)
 
@@ -308,7 +327,7 @@ def test_saving_twice_gives_the_same_bytes(classifier: Path, tmp_path: Path) -> 
     from sisa import aggregate
 
     for name in ("one", "other"):
-        aggregate._kept.clear()
+        aggregate.release_all()
         with open_session(classifier) as session:
             ensemble(session, heads_of(session)).save_pretrained(tmp_path / name)
     files = sorted(file.name for file in (tmp_path / "one").iterdir())

@@ -12,7 +12,8 @@ from sisa.explain import explain
 from sisa.session import open_session
 from tests.flows.helpers import done, refused, sisa
 from tests.models import LABELS, delete_in, fresh_run, make_workspace
-from tests.sisa.answering import by_peft, heads_of, trained
+from tests.reference import by_peft, heads_of
+from tests.sisa.answering import trained
 
 TEXT = "my card was charged twice"
 

@@ -76,3 +76,10 @@ def test_a_figure_of_shards_has_a_line_a_series_named_at_its_end(monkeypatch: py
     assert list(axes.get_lines()[0].get_ydata()) == [0.9, 0.885, 0.88]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "4", "8"]
     assert axes.texts[2].get_color() == axes.get_lines()[0].get_color()
+
+
+def test_what_was_not_scored_is_left_out_of_a_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = drawn(monkeypatch)
+    silent = Result("silent", "aggregation", 8, None, {"rouge_l_f1": 0.5}, {})
+    quality_against_cost([silent, *results()], 3080)
+    assert {text.get_text() for text in kept[0].axes[0].texts} == {*NEAR, "mean", "logit", "vote"}

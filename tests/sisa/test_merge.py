@@ -559,13 +559,13 @@ def test_all_methods_are_one_table_and_those_that_cannot_say_why(bert: Trained) 
 
 
 def test_heads_that_are_swapped_meanwhile_are_noticed(bert: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Predictor.refresh
+    before = Predictor.held
 
-    def older(predictor: Predictor) -> ModelManifest:
-        manifest = before(predictor)
-        return replace(manifest, generation=manifest.generation - 1)
+    def older(predictor: Predictor) -> tuple[ModelManifest, tuple[ServedHead, ...]]:
+        manifest, heads = before(predictor)
+        return replace(manifest, generation=manifest.generation - 1), heads
 
-    monkeypatch.setattr(Predictor, "refresh", older)
+    monkeypatch.setattr(Predictor, "held", older)
     refused(sisa("merge", "-w", bert.session.workspace.path), "a swap meanwhile", code=3)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from shards.errors import InputError, IntegrityError
-from sisa import aggregate
+from sisa import adapter, aggregate
 from sisa.delete import delete
 from sisa.predict import Answer, Predictor
 from sisa.session import Session, open_session
@@ -131,6 +131,27 @@ def test_heads_purged_while_they_are_read_are_no_damage(
     assert answer == fresh(served)
 
 
+def test_heads_held_are_those_of_the_manifest_though_others_are_purged_meanwhile(
+    session: Session, served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, reads = session.workspace.store.get, list[str]()
+
+    def overtaken(digest: str) -> dict[str, bytes]:
+        reads.append(digest)
+        if len(reads) == 1:
+            delete_in(served, [victim()])
+        return original(digest)
+
+    monkeypatch.setattr(session.workspace.store, "get", overtaken)
+    predictor = Predictor(session)
+    manifest, heads = predictor.held()
+    assert manifest == session.workspace.book.manifest()
+    assert [head.head for head in heads] == list(manifest.heads)
+    count = len(reads)
+    assert predictor.held() == (manifest, heads)
+    assert len(reads) == count, "read once"
+
+
 def test_a_damaged_head_is_an_error_and_no_endless_wait(session: Session) -> None:
     head, made = session.workspace.book.served()[0]
     for file in session.workspace.store.path(made.files).iterdir():
@@ -148,6 +169,8 @@ def test_when_nothing_is_left_a_predictor_says_so_and_holds_nothing(session: Ses
     with pytest.raises(InputError, match="none is served"):
         predictor.refresh()
     assert predictor._loaded is None
+    assert not aggregate._kept, "no fallen head stays in memory"
+    assert not adapter._loaded
 
 
 def test_a_long_running_process_notices_a_deletion_and_the_retraining(served: Path) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from shards.errors import ConfigError, RecordError
+from shards.trunk import TRUNK
 from sisa.delete import delete
 from sisa.ingest import ingest
 from sisa.predict import Predictor
 from sisa.session import Session, open_session
 from tests.flows.helpers import refused, sisa
 from tests.models import delete_in, make_workspace, row, train_in, write_rows
-from tests.sisa.answering import heads_of
+from tests.reference import heads_of, shard_logits
 
 SUBJECTS = [f"person-{number}" for number in range(6)]
 RULE = {"field": "region", "shards": {"EU": [0], "US": [1, 2]}}
@@ -204,3 +205,49 @@ def test_a_shard_that_serves_nothing_gives_no_answer_and_no_other_answers_for_it
     (subject,) = asked(workspace, "subject", {"subject": SUBJECTS[0]})
     assert subject["label"] is None
     assert "no surviving record of this subject" in subject["note"]
+
+
+# -- with a trunk -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def on_a_trunk(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
+    """As above, and a record of every subject in the trunk besides."""
+    root = tmp_path_factory.mktemp("trunk")
+    workspace = make_workspace(root / "workspace", "classification", tiny_bert, shards=3, slices=2, epochs=1)
+    common = [each | {"retention": "permanent"} for each in rows(24, 6)]
+    train_in(workspace, write_rows(root / "data.jsonl", rows() + common))
+    with open_session(workspace) as session:
+        assert len(list(session.workspace.survivors(TRUNK))) == 6
+    return workspace
+
+
+def test_a_subject_with_a_record_in_the_trunk_alone_is_said(on_a_trunk: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(on_a_trunk, tmp_path / "workspace"))
+    subject = next(each for each in SUBJECTS if in_shard(path, home(path, each)) != ids_of(each))
+    place = home(path, subject)
+    assert asked(path, "subject", {"subject": subject})[0]["note"] is None
+    delete_in(path, ids_of(subject))
+    with open_session(path) as session:
+        assert subject in {stored.record.subject for stored in session.workspace.survivors(TRUNK)}
+    (answer,) = asked(path, "subject", {"subject": subject})
+    assert answer["note"] == f"no surviving record of this subject is in shard {place}"
+    assert (answer["routed"]["answered"], answer["label"] is not None) == ([place], True)
+
+
+def test_weights_count_a_shards_own_records_and_none_of_the_trunk(on_a_trunk: Path) -> None:
+    import torch
+
+    from sisa.aggregate import classify
+
+    inputs = [{"text": "my card was charged"}]
+    with open_session(on_a_trunk, aggregation="weighted") as session:
+        heads = heads_of(session)
+        own = [len(list(session.workspace.survivors(head.head.shard))) for head in heads]
+        assert [head.records for head in heads] == own
+        assert sum(own) == 24
+        assert len(set(own)) > 1
+        (ours,) = classify(session, heads, inputs)
+        shares = shard_logits(session, heads, inputs)[:, 0].softmax(-1)
+    weights = torch.tensor(own, dtype=torch.float64) / 24
+    assert list(ours.values()) == pytest.approx((weights @ shares).tolist(), abs=1e-5)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from shards.errors import ConfigError, InputError, MissingDependencyError, RecordError
-from sisa import tasks
-from sisa.tasks import run_tasks, task_config
+from sisa import ensemble, tasks
+from sisa.tasks import ENSEMBLE, run_tasks, task_config
 from tests.flows.helpers import refused, sisa
+from tests.sisa.answering import trained
 
 QUESTIONS = [
     {"query": "Question: which mail came back?\n", "choices": ["password reset", "this account"], "gold": 0},
@@ -85,8 +86,61 @@ def test_without_lm_eval_the_extra_to_install_is_named(tmp_path: Path, monkeypat
 def test_a_directory_without_a_model_is_refused_and_an_adapter_brings_its_base(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither"):
         tasks._model_arguments(tmp_path)
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+    for name in ("shard-00", "shard-01"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="2 adapters, one a shard") as refusal:
+        tasks._model_arguments(tmp_path)
+    assert str(tmp_path / "shard-00") in refusal.value.remedy
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "base", "task_type": "CAUSAL_LM"}')
     assert tasks._model_arguments(tmp_path) == {"pretrained": "base", "peft": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("config.json", {"architectures": ["BertForSequenceClassification"]}),
+        ("config.json", {"architectures": ["EnsembleForSequenceClassification"], "model_type": "sisa-ensemble"}),
+        ("config.json", {}),
+        ("adapter_config.json", {"base_model_name_or_path": "base", "task_type": "SEQ_CLS"}),
+    ],
+)
+def test_what_is_no_causal_model_is_refused(tmp_path: Path, file: str, said: dict[str, Any]) -> None:
+    (tmp_path / file).write_text(json.dumps(said))
+    with pytest.raises(ConfigError, match="a causal language model"):
+        tasks._model_arguments(tmp_path)
+
+
+def test_the_code_of_an_ensemble_is_run_only_if_it_is_ours(tmp_path: Path) -> None:
+    said = {"architectures": ["EnsembleForCausalLM"], "model_type": ENSEMBLE}
+    code = tmp_path / "ensemble.py"
+    code.write_bytes(Path(ensemble.__file__).read_bytes())
+    named = {"AutoModelForCausalLM": "ensemble.EnsembleForCausalLM"}
+    for where, trusted in ((named, True), ({"AutoConfig": "of/others--ensemble.Config"}, False), ({}, False)):
+        (tmp_path / "config.json").write_text(json.dumps(said | {"auto_map": where}))
+        if trusted:
+            assert tasks._model_arguments(tmp_path) == {"pretrained": str(tmp_path), "trust_remote_code": True}
+            continue
+        with pytest.raises(ConfigError, match="other code"):
+            tasks._model_arguments(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(said | {"auto_map": named}))
+    code.write_text(code.read_text() + "\nprint()\n")
+    with pytest.raises(ConfigError, match="other code"):
+        tasks._model_arguments(tmp_path)
+    assert ensemble.EnsembleConfig.model_type == ENSEMBLE
+
+
+def test_lm_eval_answers_exported_forms(tmp_path: Path, tiny_llama: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra [eval])")
+    workspace = trained(tmp_path, "causal-lm", tiny_llama, slices=1)
+    file = written(tmp_path / "arc.jsonl", *QUESTIONS)
+    for form in ("ensemble", "model"):
+        out = tmp_path / "out" / form
+        out.parent.mkdir(exist_ok=True)
+        told = sisa("export", "-w", workspace, "--form", form, "--out", out)
+        assert told.code == 0, told.err
+        (row,) = run_tasks(out, [str(file)])
+        assert (row["name"], row["questions"]) == ("local_arc", 2)
 
 
 def test_lm_eval_answers_local_files_without_a_network(tmp_path: Path, tiny_llama: Path) -> None:
@@ -101,5 +155,7 @@ def test_lm_eval_answers_local_files_without_a_network(tmp_path: Path, tiny_llam
     assert "accuracy_normalised" in rows[0]
     table = sisa("evaluate", "--model", tiny_llama, "--tasks", files[0], "--limit", "1").out
     assert "local_arc" in table
+    (alone,) = run_tasks(tiny_llama, [str(files[0])], limit=1)
+    assert alone.keys() == {"name", "kind", "questions", "accuracy", "accuracy_normalised"}, "and no error of one"
     with pytest.raises(InputError, match="no_such_task"):
         run_tasks(tiny_llama, ["no_such_task"])
