@@ -69,10 +69,12 @@ def made_of(workspace: Workspace, tags: Set[bytes], until: int | None) -> list[F
         until: number of the fact by which the records were deleted, after which copies of what survived have
             them no more; None if they are held.
     """
+    if not tags or not workspace.book.derived():
+        return []
     visible = workspace.visible_sets()
     return [
         fact
         for fact in workspace.book.derived()
         if any(tags & visible.get(parent, tags) for parent in fact.body["parents"])
-        or (fact.body["kind"] == "records" and (until is None or fact.seq < until) and tags)
+        or (fact.body["kind"] == "records" and (until is None or fact.seq < until))
     ]

@@ -56,13 +56,12 @@ def sync_tree(path: Path) -> None:
         fsync_directory(Path(directory))
 
 
-def move_tree(source: Path, target: Path) -> None:
-    """Give a directory another name, durably; on another file system, once a copy is there in full.
+def move_tree(source: Path, target: Path) -> bool:
+    """Give a directory another name, durably; says if it could: none on another file system can be given.
 
     Raises:
         StorageError: if the file system refuses, or the name is taken.
     """
-    temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
     with storage(f"write {target}"):
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, "is there already", str(target))
@@ -71,14 +70,27 @@ def move_tree(source: Path, target: Path) -> None:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            try:
-                shutil.copytree(source, temporary)
-                sync_tree(temporary)
-                temporary.rename(target)
-            finally:
-                remove(temporary)
-            remove(source)
+            return False
         fsync_directory(target.parent)
+        return True
+
+
+@contextmanager
+def copied_beside(source: Path, target: Path) -> Iterator[Path]:
+    """A durable copy of a directory on the file system of ``target``, removed unless it is moved there.
+
+    Raises:
+        StorageError: if the file system refuses.
+    """
+    copy = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        with storage(f"write {target}"):
+            shutil.copytree(source, copy)
+            sync_tree(copy)
+        yield copy
+    finally:
+        with storage(f"remove {copy}"):
+            remove(copy)
 
 
 def write_new(path: Path, data: bytes, *, private: bool = False) -> None:

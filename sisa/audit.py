@@ -27,11 +27,12 @@ from shards.lineage import Checkpoint
 from shards.manifest import Head
 from shards.records import Record, read_records
 from shards.trunk import TRUNK, told
+from shards.vault import StoredRecord
 from shards.workspace import Workspace
 from sisa.anchoring import NAME as ANCHORED
 from sisa.anchoring import check_anchor
 from sisa.certificate import is_intact
-from sisa.derived import describe
+from sisa.derived import concerned, describe
 from sisa.people import check_texts
 
 if TYPE_CHECKING:
@@ -44,8 +45,9 @@ def audit_record(workspace: Workspace, record_id: str) -> dict[str, Any]:
     ``unknown`` names checkpoints whose list of what they saw is lost.
     """
     held = next((stored for stored in workspace.survivors() if stored.record.id == record_id), None)
-    tags = _deleted_tags(workspace, record_id) | ({held.tag} if held is not None else set())
-    document = _audit_tags(workspace, tags or {workspace.tag(record_id)})
+    deleted = _deleted(workspace, record_id)
+    document = _audit_tags(workspace, {*deleted, *([] if held is None else [held.tag])} or {workspace.tag(record_id)})
+    document["derived"] = _derived(workspace, deleted, held)
     if held is not None:
         place = workspace.layout().place(held.record)
         document |= {
@@ -60,19 +62,37 @@ def audit_record(workspace: Workspace, record_id: str) -> dict[str, Any]:
     return {"id": record_id, **document, "present": held is not None}
 
 
-def _deleted_tags(workspace: Workspace, record_id: str) -> set[bytes]:
-    """Tags of the deleted versions of an ID."""
+def _deleted(workspace: Workspace, record_id: str) -> dict[bytes, int | None]:
+    """Tags of the deleted versions of an ID, and by which fact each was deleted."""
     forgotten = workspace.book.tombstones()
-    tags: set[bytes] = set()
-    version = 1
-    while (tag := workspace.tag(record_id, version)) in forgotten:
-        tags.add(tag)
-        version += 1
-    return tags
+    tags: list[bytes] = []
+    while (tag := workspace.tag(record_id, len(tags) + 1)) in forgotten:
+        tags.append(tag)
+    requests = workspace.book.requests() if tags else []
+    return {
+        tag: next((accepted.seq for accepted, request in requests if tag.hex() in request.tombstones), None)
+        for tag in tags
+    }
+
+
+def _derived(
+    workspace: Workspace, deleted: Mapping[bytes, int | None], held: StoredRecord | None
+) -> list[dict[str, Any]]:
+    """What was made of an ID's versions, by the rule of a deletion; stale is what a deleted one is in, or may be."""
+    live = workspace.book.live().keys()
+    stale = {fact.seq for fact in concerned(workspace, deleted)}
+    return [
+        {
+            **fact.body,
+            **describe(workspace, fact),
+            "stale": fact.seq in stale or not live >= set(fact.body["parents"]),
+        }
+        for fact in concerned(workspace, {**deleted, **({} if held is None else {held.tag: None})})
+    ]
 
 
 def _audit_tags(workspace: Workspace, tags: set[bytes]) -> dict[str, Any]:
-    history, live = workspace.book.checkpoints(), workspace.book.live().keys()
+    history = workspace.book.checkpoints()
     visible = workspace.visible_sets()
     epochs = workspace.layout().epochs
     exposures: list[dict[str, Any]] = []
@@ -108,11 +128,6 @@ def _audit_tags(workspace: Workspace, tags: set[bytes]) -> dict[str, Any]:
             manifest.generation
             for _, manifest in workspace.book.manifests()
             if any(head.checkpoint in keys for head in manifest.heads)
-        ],
-        "derived": [
-            {**fact.body, **describe(workspace, fact), "stale": not live >= set(fact.body["parents"])}
-            for fact in workspace.book.derived()
-            if set(fact.body["parents"]) & keys
         ],
     }
 

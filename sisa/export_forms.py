@@ -23,7 +23,7 @@ from shards.errors import InputError, IntegrityError, OperationError
 from shards.files import replace_file, storage
 from shards.workspace import ADAPTER_CONFIG_FILE, WEIGHTS_FILE
 from sisa.adapter import process_adapter
-from sisa.base_model import PACKAGED, load_base, load_tokenizer, pinned_path
+from sisa.base_model import load_base, load_tokenizer, pinned_path
 from sisa.compatible import CONFIG, write_model, write_tokenizer
 from sisa.encoding import encode_prompt, end_token_id, pad_batch
 from sisa.served import ServedHead
@@ -175,13 +175,9 @@ class _Adapter:
 
 
 def _merged_adapter(making: Making) -> tuple[bytes, dict[str, Any]]:
-    merged = making.merged
-    if merged is None or merged.adapter is None:
-        raise InputError(
-            "a merge that is an adapter", f"{merged.method if merged else 'none'}, which has full weights",
-            "use --method cat or svd, or --form model",
-        )  # fmt: skip
-    return merged.adapter
+    if making.merged is None or making.merged.adapter is None:
+        raise TypeError("no merge that is an adapter")
+    return making.merged.adapter
 
 
 def _write_peft(making: Making, directory: Path, weights: bytes, config: Mapping[str, Any]) -> None:
@@ -202,9 +198,9 @@ def _write_peft(making: Making, directory: Path, weights: bytes, config: Mapping
 
 
 def _base_name(making: Making) -> str:
-    """A hub's ID, which says something to others; a directory of ours where there is none."""
+    """A hub's ID, or the name of a directory: where that lies here is nobody else's business."""
     name = making.session.options.base_model
-    return making.base if name == PACKAGED or Path(name).is_dir() else name
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def _read_peft(making: Making, parts: Mapping[str, Path]) -> Iterator[tuple[str, Model]]:
@@ -259,9 +255,6 @@ class _Ensemble:
     def write(self, making: Making, directory: Path) -> dict[str, Model]:
         from sisa.aggregate import ensemble
 
-        recipe = making.session.recipe
-        if recipe.dtype == "nf4":
-            raise InputError("a base with full weights", "weights of 4 bits (dtype: nf4)", "use --form adapters")
         model = ensemble(making.session, making.heads)
         found = {"": Model(_state(model), _answers(making, model))}
         model.save_pretrained(directory)

@@ -4,12 +4,14 @@
                  ─▶ card, signature ─▶ fact ─▶ DIRECTORY, or exports/ if the workspace keeps it
 
 What is staged lies among the exports under a name that no fact knows, so that the next run sweeps what a
-killed one left; it leaves only once a fact tells of it. An export that is kept goes with the first of its
+killed one left; it leaves only once a fact tells of it. The heads are read once that directory is there: a
+deletion that they may not have seen yet finds it. An export that is kept goes with the first of its
 checkpoints, before the certificate; one that left can only be recalled, and a deletion names it.
 """
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,12 +23,15 @@ from shards import lock
 from shards.derived import Export, directory_digest
 from shards.digest import parse_json
 from shards.errors import InputError, OperationError, SisaError
-from shards.files import TEMPORARY, move_tree, remove, replace_file, storage, sync_tree
-from shards.manifest import ModelManifest
+from shards.files import TEMPORARY, copied_beside, move_tree, remove, replace_file, storage, sync_tree
+from shards.keyfiles import export_key
+from shards.manifest import Head, ModelManifest
 from shards.workspace import LOCK_FILE, Workspace
 from sisa.anchoring import refuse_rollback
 from sisa.base_model import pinned_path, require_train_extra
+from sisa.config import Recipe
 from sisa.export import outside, refuse_swapped, register_export
+from sisa.methods import ADAPTER_METHODS
 from sisa.model_card import CARD, Compared, Told, card
 from sisa.model_signing import require_sign_extra, sign_directory
 from sisa.served import ServedHead, served_heads
@@ -39,7 +44,10 @@ if TYPE_CHECKING:
 
 FORMS = ("adapters", "adapter", "model", "ensemble")
 MERGED = ("adapter", "model")
-TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2, "nf4": 5e-2}  # of the largest score, or of 1
+PEFT = ("adapters", "adapter")
+TOLERANCE = 1e-5  # of the largest score, or of 1
+# Of adapters beside a base whose own layers round more coarsely than they do.
+LOOSE = {"bfloat16": 5e-2, "nf4": 5e-2}
 
 # Of nobody, and about nothing that anybody would train on.
 _NEUTRAL = (
@@ -140,7 +148,7 @@ def export_model(session: Session, wish: Wish, out: Path | None = None) -> Expor
     """Export the served heads to the directory ``out``, or keep the export in the workspace.
 
     Raises:
-        InputError: if nothing is served, the directory is there or lies in the workspace, or the merge
+        InputError: if nothing is served, the directory is there or lies in the workspace, or form or merge
             cannot do what is asked.
         OperationError: if the files do not answer as memory does, or other heads are served by now; nothing
             is left behind.
@@ -149,21 +157,24 @@ def export_model(session: Session, wish: Wish, out: Path | None = None) -> Expor
     require_train_extra()
     if wish.sign:
         require_sign_extra()
-    workspace = session.workspace
+    _refuse_impossible(wish, session.recipe)
+    workspace, options = session.workspace, session.options
     target = None if out is None else outside(workspace, out, directory=True)
-    refuse_rollback(workspace, session.options.anchor)
-    manifest = workspace.book.manifest()
-    if manifest is None or not manifest.heads:
-        raise InputError("a trained shard", "none is served", "run `sisa train` first")
-    heads = served_heads(workspace, manifest)
+    refuse_rollback(workspace, options.anchor)
     with _staging(workspace, wish.form if target is None else target.name) as directory:
+        manifest = workspace.book.manifest()
+        if manifest is None or not manifest.heads:
+            raise InputError("a trained shard", "none is served", "run `sisa train` first")
+        heads = served_heads(workspace, manifest)
         merged, compared = _make(session, wish, heads, directory)
-        told = Told(session.recipe, session.options.base_model, manifest, heads, wish.form, target is None)
-        base = pinned_path(session.recipe, session.options.base_model)
+        told = Told(session.recipe, options.base_model, manifest, heads, wish.form, options.aggregation, target is None)
+        base = pinned_path(session.recipe, options.base_model)
         text = card(told, base, merged, compared, metrics=wish.metrics, signed=wish.sign)
         replace_file(directory / CARD, text.encode())
         if wish.sign:
-            sign_directory(directory, workspace.path / "keys", workspace.book.genesis().body["log"])
+            with session.accepting():  # two exports at once would make two keys
+                private = export_key(workspace.path / "keys")
+            sign_directory(directory, private, workspace.book.genesis().body["log"])
         with storage(f"write {directory}"):
             sync_tree(directory)
         files = tuple(sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file()))
@@ -176,8 +187,29 @@ def export_model(session: Session, wish: Wish, out: Path | None = None) -> Expor
             if path.exists():
                 raise InputError("an export that is not kept yet", str(path), "use the one that is there")
             register_export(workspace, made, path, wish.recipient)
-            move_tree(directory, path)
+            moved = move_tree(directory, path)
+        if not moved:
+            _copy_there(session, manifest.heads, directory, path)
     return Exported(wish, path, made.kept, manifest, heads, merged, compared, mark, files, tuple(warnings))
+
+
+def _refuse_impossible(wish: Wish, recipe: Recipe) -> None:
+    """Refuse what a form cannot be, before anything is computed."""
+    if wish.form == "adapter" and wish.method not in ADAPTER_METHODS:
+        raise InputError(
+            "a merge that is an adapter", f"{wish.method}, which has full weights",
+            "use --method cat or svd, or --form model",
+        )  # fmt: skip
+    if wish.form not in PEFT and recipe.dtype == "nf4":
+        raise InputError("a base with full weights", "weights of 4 bits (dtype: nf4)", "use --form adapters")
+
+
+def _copy_there(session: Session, parents: Sequence[Head], directory: Path, path: Path) -> None:
+    """To another file system, which may take long: nobody waits for it, and a deletion meanwhile takes the name."""
+    with copied_beside(directory, path) as copy, session.accepting():
+        refuse_swapped(session.workspace, parents)
+        if not move_tree(copy, path):
+            raise OperationError(f"one file system in {path.parent}", "several", "choose another place")
 
 
 @contextmanager
@@ -205,6 +237,22 @@ def _staging(workspace: Workspace, name: str) -> Iterator[Path]:
         remove(root)
 
 
+@contextmanager
+def _held(directory: Path) -> Iterator[Path]:
+    """The same directory by its descriptor: once it is removed, nobody who is given it can make it anew.
+
+    Loaders and writers make the directories that they miss, by name. Where the system has no such names for
+    descriptors, what is made anew goes when the export notices.
+    """
+    with storage(f"open {directory}"):
+        handle = os.open(directory, os.O_RDONLY)
+    try:
+        by_handle = Path(f"/proc/self/fd/{handle}")
+        yield by_handle if by_handle.exists() else directory
+    finally:
+        os.close(handle)
+
+
 def _make(
     session: Session, wish: Wish, heads: tuple[ServedHead, ...], directory: Path
 ) -> tuple[Merged | None, Compared]:
@@ -213,7 +261,9 @@ def _make(
     Raises:
         OperationError: if they differ by more than rounding.
     """
-    from sisa.adapter import release
+    from safetensors import SafetensorError
+
+    from sisa.aggregate import release_all
     from sisa.base_model import quiet_transformers
     from sisa.determinism import reproducible
     from sisa.export_forms import difference, form_of, prepared
@@ -223,17 +273,23 @@ def _make(
         from sisa.merge import merge
 
         merged = merge(session, heads, wish.method, weighting=wish.weighting, rank=wish.rank, seed=wish.seed)
+        release_all()  # two copies of the base may not fit
     name = "text" if session.recipe.task == "classification" else "prompt"
     inputs = wish.probe or [{name: text} for text in _NEUTRAL]
     making = prepared(session, heads, inputs, merged)
     form = form_of(wish.form)
     with quiet_transformers(), reproducible(session.recipe):
-        wanted = form.write(making, directory)
-        release()  # two copies of the base may not fit
+        with storage(f"write {directory}"), _held(directory) as place:
+            try:
+                wanted = form.write(making, place)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
+        release_all()
         found = _loaded(form, making, directory)
     if wanted.keys() != found.keys():
         raise _differs("the same models", f"{sorted(found)} in place of {sorted(wanted)}")
-    tolerance, worst = TOLERANCE[session.recipe.dtype], 0.0
+    tolerance = LOOSE.get(session.recipe.dtype, TOLERANCE) if wish.form in PEFT else TOLERANCE
+    worst = 0.0
     for part, (tensors, answers) in wanted.items():
         of = f" of {part}" if part else ""
         if found[part].tensors != tensors:

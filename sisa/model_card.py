@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 CARD = "README.md"
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 _WHAT = {
-    "adapters": "one PEFT adapter a shard. Their answers belong together: average the probabilities",
+    "adapters": "one PEFT adapter a shard. Their answers belong together",
     "adapter": "one PEFT adapter, merged of those of all shards",
     "model": "a full model, the adapters of all shards merged into the base",
     "ensemble": "all shards over one base, as a model that brings its own code (`trust_remote_code=True`)",
+}
+_TOGETHER = {
+    "mean": "the mean of the shards' probabilities",
+    "logit": "the softmax of the mean of the shards' logits",
+    "vote": "the label (or token) that most shards find likeliest, and among equals the higher mean probability",
+    "weighted": "the mean of the shards' probabilities, weighted by the records behind each",
 }
 _SIGNED = """
 
@@ -48,6 +54,7 @@ class Told:
         manifest: what was served.
         heads: of it.
         form: of the export.
+        aggregation: how the shards' answers are combined.
         kept: it is the workspace's own.
     """
 
@@ -56,6 +63,7 @@ class Told:
     manifest: ModelManifest
     heads: Sequence[ServedHead]
     form: str
+    aggregation: str
     kept: bool
 
 
@@ -95,6 +103,7 @@ def card(
     sections = [
         f"# {told.recipe.task}: {told.form}",
         f"This is {_WHAT[told.form]}. Made by sisa {__version__} of the heads below, and of nothing else.",
+        *([f"The answer is {_TOGETHER[told.aggregation]}."] if told.form in ("adapters", "ensemble") else []),
         _usage(told),
         _made_of(told),
         *([] if merged is None else [_merge(merged)]),

@@ -14,9 +14,9 @@ import json
 from pathlib import Path
 
 from shards.digest import bytes_digest, canonical_json
-from shards.errors import MissingDependencyError
+from shards.errors import MissingDependencyError, OperationError
 from shards.files import replace_file, storage
-from shards.keyfiles import EXPORT_PUBLIC_FILE, export_key, read_signing_key
+from shards.keyfiles import EXPORT_PUBLIC_FILE, read_signing_key
 from sisa.document import STATEMENT_TYPE
 from sisa.signing import sign
 
@@ -39,17 +39,20 @@ def require_sign_extra() -> None:
         )
 
 
-def sign_directory(directory: Path, keys: Path, log: str) -> None:
-    """Sign every file of a directory; its key is made at the first export that is signed.
+def sign_directory(directory: Path, private: Path, log: str) -> None:
+    """Sign every file of a directory, and check the signature as its recipient will.
 
     Args:
         directory: the export, complete.
-        keys: the workspace's key directory.
+        private: the exports' key, among the workspace's keys (see :func:`shards.keyfiles.export_key`).
         log: name of the workspace's log.
-    """
-    from model_signing import hashing, signing
 
-    private = export_key(keys)
+    Raises:
+        OperationError: if the signature does not verify with the public half that lies beside it.
+    """
+    from model_signing import hashing, signing, verifying
+
+    keys = private.parent
     with storage(f"read {keys / EXPORT_PUBLIC_FILE}"):
         public = (keys / EXPORT_PUBLIC_FILE).read_bytes()
     statement = {
@@ -65,3 +68,8 @@ def sign_directory(directory: Path, keys: Path, log: str) -> None:
     with storage(f"sign {directory}"):
         signer = signing.Config().use_elliptic_key_signer(private_key=private).set_hashing_config(hashed)
         signer.sign(directory, directory / SIGNATURE)
+        verifier = verifying.Config().use_elliptic_key_verifier(public_key=directory / PUBLIC_KEY)
+        try:
+            verifier.verify(directory, directory / SIGNATURE)
+        except ValueError as error:
+            raise OperationError(f"a signature that {PUBLIC_KEY} verifies", str(error), "run again") from error

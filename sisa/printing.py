@@ -55,7 +55,7 @@ def print_deleted(document: dict[str, Any], *, dry_run: bool, queued: bool = Fal
         out.print(f"[yellow]never held, left out:[/] {escape(quoted(missing))}")
     for label in document["labels_gone"]:
         out.print(f"[yellow]last record of label[/] {_shown(label)}: its name stays in the recipe")
-    _print_stale(document["stale"], later=dry_run or queued)
+    _print_stale(document["stale"])
     if dry_run:
         for request, completed in document["earlier"].items():
             state = f"completed on {completed[:10]}" if completed else "not completed yet"
@@ -79,12 +79,14 @@ def print_deleted(document: dict[str, Any], *, dry_run: bool, queued: bool = Fal
         )
 
 
-def _print_stale(stale: Sequence[dict[str, Any]], *, later: bool) -> None:
+def _print_stale(stale: Sequence[dict[str, Any]]) -> None:
     """What was made of the records' models: purged here, or to be recalled by whoever handed it out."""
     for made in stale:
         what = f"{made['form']} export" if made["form"] else made["kind"]
         if made["kept"]:
-            out.print(f"{'To be purged' if later else 'Purged'}: {what} kept at {_shown(made['location'] or '?')}")
+            done = {"purge": "To be purged", "purged": "Purged"}.get(made["fate"])  # or gone long ago
+            if done:
+                out.print(f"{done}: {what} kept at {_shown(made['location'] or '?')}")
             continue
         place = f" to {_shown(made['location'])}" if made["location"] else ""
         whom = f" for {_shown(made['recipient'])}" if made["recipient"] else ""
@@ -197,10 +199,10 @@ def print_status(document: dict[str, Any]) -> None:
     out.print(
         f"{counted(document['records'], 'record')}, manifest {document['manifest_generation']} "
         f"({(document['manifest_digest'] or 'nothing served')[:16]}), {document['storage_bytes'] / 2**20:.1f} MiB"
-        + (
-            f", {document['activations_bytes'] / 2**20:.1f} of them activations"
-            if document["activations_bytes"]
-            else ""
+        + "".join(
+            f", {document[f'{what}_bytes'] / 2**20:.1f} of them {what}"
+            for what in ("activations", "exports")
+            if document[f"{what}_bytes"]
         )
     )
     table = Table("shard", "records", "slices (records)", "head", "tensors", box=None, pad_edge=False)
@@ -215,6 +217,8 @@ def print_status(document: dict[str, Any]) -> None:
     for request in document["requests"]:
         what = f"{request['state']}, {counted(request['records'], 'record')}, accepted {request['accepted'][:19]}"
         out.print(f"request {request['request_id']}: {what}")
+    for kept in document["exports"]:
+        out.print(f"export kept: {kept['name']} ({kept['form']}), of manifest {kept['manifest_generation']}")
     if document["holds"] or document["refusals"]:
         holds, refusals = counted(len(document["holds"]), "legal hold"), counted(document["refusals"], "refusal")
         out.print(f"{holds} in force, {refusals} on record")

@@ -8,10 +8,12 @@ from typing import Any
 
 from shards import kinds, lock
 from shards.deletion import DeletionRequest
+from shards.derived import Export
 from shards.layout import ShardLayout
 from shards.lineage import Checkpoint
 from shards.manifest import Head
 from shards.note import read_head
+from shards.place import LocalPlace
 from shards.plan import make_plan
 from shards.trunk import TRUNK
 from shards.workspace import LOCK_FILE, Workspace
@@ -24,14 +26,14 @@ def status(session: Session) -> dict[str, Any]:
 
     A request's state is ``accepted`` (not certified yet), ``completed``, ``uncertified`` (its certificate
     was lost or altered since; ``sisa train`` issues it again) or ``retired``. ``storage_bytes`` are those of
-    records, checkpoints, ledger and cached activations; ``activations_bytes`` are the latter alone. ``trunk`` is
-    None where there is none.
+    records, checkpoints, ledger, cached activations and kept exports; ``activations_bytes`` and ``exports_bytes``
+    are the latter two alone. ``trunk`` is None where there is none.
     """
     workspace = session.workspace
     manifest = workspace.book.manifest()
     completed = workspace.book.completed()
     unfinished = {request.request_id for request in unfinished_requests(workspace)}
-    activations_bytes = workspace.activations.size()
+    activations_bytes, exports_bytes = workspace.activations.size(), LocalPlace(workspace.exports).size()
     slices = None if unfinished else _settled(workspace, session.recipe.digest)
     if slices is None:
         slices = _planned(session)
@@ -71,8 +73,11 @@ def status(session: Session) -> dict[str, Any]:
         "storage_bytes": workspace.store.size()
         + workspace.vault.size()
         + workspace.ledger.path.stat().st_size
-        + activations_bytes,
+        + activations_bytes
+        + exports_bytes,
         "activations_bytes": activations_bytes,
+        "exports_bytes": exports_bytes,
+        "exports": _exports(workspace),
     }
 
 
@@ -123,6 +128,17 @@ def _settled(workspace: Workspace, recipe: str) -> _Slices | None:
             return None
         before.append({"slice": number, "records": now.records, "checkpoint": key})
     return slices
+
+
+def _exports(workspace: Workspace) -> list[dict[str, Any]]:
+    """The exports that are kept, with the manifest that was served when each was made, oldest first."""
+    kept = []
+    for fact in workspace.ledger.facts(kinds.EXPORT):
+        made = Export.of(fact)
+        if made.kept and (workspace.exports / made.name).is_dir():
+            served = [manifest.generation for at, manifest in workspace.book.manifests() if at.seq < fact.seq]
+            kept.append({"name": made.name, "form": made.form, "manifest_generation": served[-1]})
+    return kept
 
 
 def running(workspace: Workspace) -> dict[str, Any] | None:

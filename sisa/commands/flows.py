@@ -14,7 +14,10 @@ from sisa.commands.options import (
     LINES,
     admission_options,
     aggregate_option,
+    given_options,
     json_option,
+    merge_options,
+    option_names,
     running_options,
     set_option,
     who_options,
@@ -222,10 +225,7 @@ def delete(
 )
 @click.option("--out", "target", type=FILE, help="With --form: write this directory, which is not there yet.")
 @click.option("--keep", is_flag=True, help="With --form: keep it in the workspace; a deletion purges it.")
-@click.option("--method", default="cat", show_default=True, help="How to merge (adapter, model): see `sisa merge`.")
-@click.option("--weighting", type=click.Choice(["equal", "records"]), default="equal", help="Of the shards in a merge.")
-@click.option("--rank", type=click.IntRange(min=1), help="Of the adapter that --method svd makes.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of a merge that draws at random.")
+@merge_options()
 @click.option("--probe", type=LINES, help="JSONL inputs on which files and memory are compared; neutral ones if none.")
 @click.option("--metrics", type=FILE, help="JSON for the card, such as `sisa evaluate --json` prints.")
 @click.option("--sign", is_flag=True, help="Add an OpenSSF Model Signing bundle; needs the extra [sign].")
@@ -252,6 +252,7 @@ def export(
         raise click.UsageError("give either --records or --form")
     if (form is not None) != ((target is not None) != keep) or (form is None and (target is not None or keep)):
         raise click.UsageError("with --form, give either --out or --keep; without it, neither")
+    _refuse_idle(form)
     if keep and recipient:
         raise click.UsageError("nobody receives what is kept: leave out --recipient, or give --out")
     with open_session(workspace, overrides) as session:
@@ -266,6 +267,19 @@ def export(
         out.print(f"Wrote {document['records']} records to {escape(str(records))}. It is personal data.")
     else:
         print_exported(document)
+
+
+_OF_RECORDS = {"workspace", "records", "recipient", "overrides", "as_json"}
+_OF_MERGES = {"method", "weighting", "rank", "seed"}
+
+
+def _refuse_idle(form: str | None) -> None:
+    """Refuse options that would say nothing to this form (None: to records): whoever gives one expects something."""
+    given = given_options()
+    idle = given - _OF_RECORDS if form is None else given & _OF_MERGES if form not in ("adapter", "model") else set()
+    if idle:
+        what = "--records" if form is None else f"--form {form}"
+        raise click.UsageError(f"{what} has nothing to do with {option_names(idle)}: leave out one of them")
 
 
 def _export_records(session: Session, records: Path, recipient: str) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from sisa.choices import WEIGHTINGS
-from sisa.commands.options import json_option, set_option, workspace_option
+from sisa.commands.options import json_option, merge_options, set_option, workspace_option
 from sisa.methods import METHODS
 from sisa.printing import out, print_json
 from sisa.wording import counted
@@ -17,10 +16,7 @@ from sisa.wording import counted
 
 @click.command()
 @workspace_option
-@click.option("--method", type=click.Choice([*METHODS, "all"]), default="cat", show_default=True, help="How.")
-@click.option("--weighting", type=click.Choice(WEIGHTINGS), default="equal", show_default=True)
-@click.option("--rank", type=click.IntRange(min=1), help="Of svd's adapter; the recipe's lora_rank unless given.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of random methods.")
+@merge_options("all")
 @set_option
 @json_option
 def merge(

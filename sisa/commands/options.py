@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sisa.choices import AGGREGATIONS
+from sisa.choices import AGGREGATIONS, WEIGHTINGS
+from sisa.methods import METHODS
 
 Command = Callable[..., None]
 FILE = click.Path(path_type=Path)
@@ -94,3 +95,46 @@ def who_options(command: Command) -> Command:
     ):
         packed = option(packed)
     return packed
+
+
+def merge_options(*more: str) -> Callable[[Command], Command]:
+    """How shards are merged, handed on as ``method``, ``weighting``, ``rank`` and ``seed``.
+
+    Args:
+        *more: what else may be given for a method.
+    """
+    options = (
+        click.option(
+            "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of random methods."
+        ),
+        click.option(
+            "--rank", type=click.IntRange(min=1), help="Of svd's adapter; the recipe's lora_rank unless given."
+        ),
+        click.option(
+            "--weighting", type=click.Choice(WEIGHTINGS), default="equal", show_default=True,
+            help="Of the shards in a merge.",
+        ),
+        click.option(
+            "--method", type=click.Choice([*METHODS, *more]), default="cat", show_default=True, help="How to merge."
+        ),
+    )  # fmt: skip
+
+    def decorated(command: Command) -> Command:
+        for option in options:
+            command = option(command)
+        return command
+
+    return decorated
+
+
+def given_options() -> frozenset[str]:
+    """Options of the running command that were said, by the names that it knows them by."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return frozenset(name for name in context.params if context.get_parameter_source(name) is not default)
+
+
+def option_names(names: Iterable[str]) -> str:
+    """Options as they are typed."""
+    spelled = {option.name: option.opts[-1] for option in click.get_current_context().command.params}
+    return ", ".join(sorted(spelled[name] for name in names))

@@ -11,7 +11,7 @@ import pytest
 
 from shards import files
 from shards.errors import StorageError
-from shards.files import move_tree, replace_file, storage, write_new
+from shards.files import copied_beside, move_tree, replace_file, storage, write_new
 
 
 def test_a_replaced_file_holds_the_new_content_and_leaves_no_other_file(tmp_path: Path) -> None:
@@ -57,8 +57,16 @@ def made(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("device", ["the same", "another"])
-def test_a_directory_is_moved_in_full(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_is_moved_in_full(tmp_path: Path) -> None:
+    source, target = made(tmp_path / "source"), tmp_path / "target"
+    assert move_tree(source, target)
+    assert (target / "inner" / "f").read_bytes() == b"1"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_directory_cannot_be_moved_to_another_file_system_but_its_copy_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, target = made(tmp_path / "source"), tmp_path / "target"
     real = Path.rename
 
@@ -67,11 +75,12 @@ def test_a_directory_is_moved_in_full(device: str, tmp_path: Path, monkeypatch: 
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         return real(self, to)
 
-    if device == "another":
-        monkeypatch.setattr(Path, "rename", elsewhere)
-    move_tree(source, target)
+    monkeypatch.setattr(Path, "rename", elsewhere)
+    assert not move_tree(source, target)
+    with copied_beside(source, target) as copy:
+        assert move_tree(copy, target)
     assert (target / "inner" / "f").read_bytes() == b"1"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["target"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source", "target"]
 
 
 def test_a_directory_is_moved_over_nothing(tmp_path: Path) -> None:
@@ -82,15 +91,15 @@ def test_a_directory_is_moved_over_nothing(tmp_path: Path) -> None:
     assert (source / "inner" / "f").exists()
 
 
-def test_a_copy_to_another_file_system_that_fails_leaves_nothing_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = made(tmp_path / "source")
+@pytest.mark.parametrize("when", ["in it", "after it"])
+def test_a_copy_that_fails_leaves_nothing_there(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = made(tmp_path / "source"), tmp_path / "target"
 
-    def never(self: Path, to: Path) -> Path:
-        raise OSError(errno.EXDEV if self == source else errno.ENOSPC, "no")
+    def never(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "no")
 
-    monkeypatch.setattr(Path, "rename", never)
-    with pytest.raises(StorageError):
-        move_tree(source, tmp_path / "target")
+    if when == "in it":
+        monkeypatch.setattr("shards.files.sync_tree", never)
+    with pytest.raises(StorageError), storage("go on"), copied_beside(source, target):
+        never(source)
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,59 @@ def test_an_audit_of_a_record_says_which_exports_are_stale(session: Session) -> 
     assert after["stale"] is True
     assert after["location"].startswith("/elsewhere/")
     del others
+
+
+def digests(told: Sequence[dict[str, Any]]) -> list[str]:
+    return [one["keyed_digest"] for one in told]
+
+
+def test_an_audit_and_a_deletion_name_the_same(session: Session, tmp_path: Path) -> None:
+    """Copies of the records, too, and what was made of a checkpoint whose list of what it saw is lost."""
+    record, ours, others = hit(session)
+    exported(session, [ours], kept=False, mark="aa" * 32)
+    exported(session, [others], kept=False, mark="bb" * 32)
+    export_records(session, tmp_path / "copy.jsonl", "An Archive")
+    seen = session.workspace.book.live()[others.checkpoint].seen
+    held = audit_record(session.workspace, record)["derived"]
+    assert digests(held) == digests(delete(session, [record], dry_run=True, executor=INLINE, trainer=TRAINER).stale)
+    assert len(held) == 2
+    assert not any(one["stale"] for one in held)
+    done = forget(session, record)
+    export_records(session, tmp_path / "later.jsonl")
+    deleted = audit_record(session.workspace, record)["derived"]
+    assert digests(deleted) == digests(done.stale) == digests(held)
+    assert all(one["stale"] for one in deleted)
+    session.workspace.store.purge(seen)
+    lost = audit_record(session.workspace, record)["derived"]
+    assert "bb" * 32 in digests(lost)
+    assert digests(lost) == digests(forget(session, record).stale)
+
+
+def test_an_audit_of_an_id_that_was_never_held_names_nothing(session: Session, tmp_path: Path) -> None:
+    export_records(session, tmp_path / "copy.jsonl")
+    assert audit_record(session.workspace, "nobody")["derived"] == []
+
+
+def test_an_export_that_went_with_an_earlier_deletion_is_not_purged_again(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, ours, _ = hit(session)
+    kept = exported(session, [ours], kept=True, mark="aa" * 32)
+    shard = audit_record(session.workspace, record)["shard"]
+    same = [stored.record.id for stored in session.workspace.survivors(shard) if stored.record.id != record]
+    later = next(one for one in same if digests(audit_record(session.workspace, one)["derived"]))
+    fates = {one: delete(session, [one], dry_run=True).stale[0]["fate"] for one in (record, later)}
+    assert fates == {record: "purge", later: "purge"}
+    assert audit_record(session.workspace, record)["derived"][0]["fate"] == "purge"
+    assert [one["fate"] for one in forget(session, record).stale] == ["purged"]
+    assert audit_record(session.workspace, record)["derived"][0]["fate"] == "purged"
+    assert [one["fate"] for one in delete(session, [later], dry_run=True).stale] == ["gone"]
+    write_settings(session.workspace.path, Settings(recipe=session.recipe, options=session.options))
+    monkeypatch.setattr(Session, "trainer", lambda _: TRAINER)
+    result = sisa("delete", "-w", session.workspace.path, "--id", later)
+    assert result.code == 0, result.err
+    assert str(kept) not in result.out
+    assert [one["fate"] for one in forget(session, record).stale] == ["purged"], "asked again, as it was then"
 
 
 def test_a_dry_run_says_what_would_be_stale_and_purges_nothing(session: Session) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,23 @@ import pytest
 
 from shards import kinds
 from shards.errors import InputError, OperationError
-from shards.files import replace_file
+from shards.files import remove, replace_file
+from shards.keyfiles import export_key
 from shards.manifest import ModelManifest
 from shards.workspace import ADAPTER_CONFIG_FILE, WEIGHTS_FILE
-from sisa import aggregate, export_model
+from sisa import aggregate, export_forms, export_model
 from sisa.audit import audit_everything
 from sisa.base_model import load_tokenizer
 from sisa.compatible import write_tokenizer
 from sisa.export_model import FORMS, Exported, Wish
 from sisa.predict import Predictor
+from sisa.served import served_heads
 from sisa.session import Session, open_session
+from sisa.status import status
+from tests.flows.helpers import sisa
 from tests.models import LABELS, delete_in, flat, fresh_run, grid, make_workspace, train_in, write_rows
 
 TASKS = ("classification", "causal-lm")
-PEFT = ("adapters", "adapter")
 
 
 @pytest.fixture(scope="module")
@@ -68,24 +72,11 @@ def untouched(session: Session, out: Path) -> None:
     assert not session.workspace.ledger.facts(kinds.EXPORT)
 
 
-def there(form: str) -> bool:
-    """Is what the form is made with in this tree?"""
-    if form in export_model.MERGED:
-        return importlib.util.find_spec("sisa.merge") is not None
-    return form != "ensemble" or hasattr(aggregate, "ensemble")
-
-
-def needed(form: str) -> None:
-    if not there(form):
-        pytest.skip(f"nothing makes {form} yet")
-
-
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_written_loaded_again_and_found_the_same(
     form: str, task: str, place: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed(form)
     monkeypatch.setattr("builtins.input", lambda _: pytest.fail("a terminal was asked"))
     with open_session(place(task)) as opened:
         made = export(opened, tmp_path / "out", form)
@@ -98,14 +89,15 @@ def test_every_form_is_written_loaded_again_and_found_the_same(
     assert sorted(made.files) == sorted(path.relative_to(made.path).as_posix() for path in files)
     assert not list((tmp_path / "workspace" / "exports").iterdir())
     text = "".join(path.read_text() for path in made.path.rglob("*.json"))
-    assert form in PEFT or str(tmp_path.parent) not in text, "where the base lay here is nobody's business"
+    assert str(tmp_path.parent.parent) not in text, "where the base lay here is nobody's business"
 
 
 def test_exported_adapters_give_the_served_answers_when_peft_loads_them(
     session: Session, tmp_path: Path, tiny_bert: Path
 ) -> None:
     import torch
-    from peft import AutoPeftModelForSequenceClassification
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
 
     texts = ["my card was charged twice", "login fails", "x"]
     export(session, tmp_path / "out")
@@ -115,7 +107,9 @@ def test_exported_adapters_give_the_served_answers_when_peft_loads_them(
     paths = sorted(path for path in (tmp_path / "out").iterdir() if path.is_dir())
     assert [path.name for path in paths] == ["shard-00", "shard-01"]
     for path in paths:
-        model = AutoPeftModelForSequenceClassification.from_pretrained(str(path), num_labels=len(LABELS)).eval()
+        base = AutoModelForSequenceClassification.from_pretrained(str(tiny_bert), num_labels=len(LABELS))
+        model = PeftModel.from_pretrained(base, str(path)).eval()
+        assert json.loads((path / ADAPTER_CONFIG_FILE).read_text())["base_model_name_or_path"] == tiny_bert.name
         with torch.inference_mode():
             rows = [model(**tokenizer(text, return_tensors="pt")).logits[0].double().softmax(-1) for text in texts]
         means += torch.stack(rows) / len(paths)
@@ -195,7 +189,6 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_a_full_model_that_differs_in_anything_is_refused(
     what: str, place: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed("model")
     spoil, said = SPOILT[what]
 
     def spoiling(tokenizer: Any, directory: Path) -> None:
@@ -259,6 +252,157 @@ def test_an_export_that_a_deletion_overtakes_is_swept_with_it(
     untouched(session, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("form", "module", "name"),
+    [("adapters", export_forms, "process_adapter"), ("model", export_forms, "write_model"),
+     ("ensemble", aggregate, "ensemble")],
+)  # fmt: skip
+def test_a_deletion_that_comes_while_files_are_written_leaves_none_of_them(
+    form: str, module: Any, name: str, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writers make directories that they miss: once the deletion is certified, they cannot."""
+    exports, real, certified = session.workspace.exports, getattr(module, name), []
+
+    def overtaken(*arguments: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, real)
+            delete_in(session.workspace.path, [flat(grid("classification", 2, slices=2))[0]["id"]])
+        certified.append(not list(exports.iterdir()))
+        return real(*arguments)
+
+    def look(path: Path) -> bool:
+        certified.append(not path.exists())
+        return remove(path)
+
+    monkeypatch.setattr(module, name, overtaken)
+    monkeypatch.setattr(export_model, "remove", look)
+    with pytest.raises(OperationError, match="run the same command again"):
+        export(session, tmp_path / "out", form)
+    assert certified == [True, True], "what was swept is made anew by nobody"
+    untouched(session, tmp_path / "out")
+
+
+def test_a_deletion_between_the_start_and_the_reading_of_heads_leaves_none_of_the_old(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = served_heads
+
+    def overtaken(*arguments: Any) -> Any:
+        heads = real(*arguments)
+        delete_in(session.workspace.path, [flat(grid("classification", 2, slices=2))[0]["id"]])
+        return heads
+
+    monkeypatch.setattr("sisa.export_model.served_heads", overtaken)
+    with pytest.raises(OperationError, match="run the same command again"):
+        export(session, tmp_path / "out")
+    untouched(session, tmp_path / "out")
+
+
+# -- another file system -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that is staged in a workspace can be given a name outside of it."""
+    real = Path.rename
+
+    def refused(self: Path, to: Path) -> Path:
+        if "exports" in self.parts:
+            raise OSError(errno.EXDEV, "another file system")
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "rename", refused)
+
+
+def during_the_copy(monkeypatch: pytest.MonkeyPatch, done: Callable[[], object]) -> None:
+    real = shutil.copytree
+
+    def copying(*arguments: Any) -> Any:
+        monkeypatch.setattr("shards.files.shutil.copytree", real)  # which calls itself
+        copied = real(*arguments)
+        done()
+        return copied
+
+    monkeypatch.setattr("shards.files.shutil.copytree", copying)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_nobody_waits_while_an_export_is_copied_to_another_file_system(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another() -> None:
+        with open_session(session.workspace.path) as opened, opened.accepting():
+            (fact,) = opened.workspace.ledger.facts(kinds.EXPORT)
+            seen.append(fact)
+
+    seen: list[Any] = []
+    during_the_copy(monkeypatch, another)
+    made = export(session, tmp_path / "out")
+    assert [fact.body["keyed_digest"] for fact in seen] == [made.keyed_digest], "it is on record before its copy leaves"
+    assert (tmp_path / "out" / "shard-00" / WEIGHTS_FILE).is_file()
+    assert not list(tmp_path.glob(".tmp-*"))
+    assert not list(session.workspace.exports.iterdir())
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_deletion_while_an_export_is_copied_keeps_it_from_its_name(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = flat(grid("classification", 2, slices=2))[0]["id"]
+    told: list[Any] = []
+    during_the_copy(monkeypatch, lambda: told.extend(delete_in(session.workspace.path, [record]).stale))
+    with pytest.raises(OperationError, match=r"a swap meanwhile|run the same command again"):
+        export(session, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".tmp-*"))
+    assert [one["location"] for one in told] == [str(tmp_path / "out")], "it was on record, and is named"
+
+
+# -- other types of weights ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bfloat16(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    root = tmp_path_factory.mktemp("bfloat16")
+    made = make_workspace(root / "workspace", "causal-lm", tiny_llama, slices=2, epochs=1, dtype="bfloat16")
+    train_in(made, write_rows(root / "data.jsonl", flat(grid("causal-lm", 2, slices=2))))
+    return made
+
+
+def test_coarser_weights_are_compared_as_finely_in_every_form_that_is_whole(
+    bfloat16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_session(bfloat16) as opened:
+        allowed = {form: export(opened, tmp_path / form, form).compared for form in FORMS}
+        assert {form: one.tolerance for form, one in allowed.items()} == {
+            "adapters": 5e-2, "adapter": 5e-2, "model": 1e-5, "ensemble": 1e-5,
+        }  # fmt: skip
+
+        def spoiling(tokenizer: Any, directory: Path) -> None:
+            write_tokenizer(tokenizer, directory)
+            spoil_config(rope_parameters=ROPE, rope_theta=50.0)(directory)
+
+        def overscaled(path: Path, data: bytes) -> None:
+            said = json.loads(data) if path.name == ADAPTER_CONFIG_FILE else None
+            replace_file(path, data if said is None else json.dumps(said | {"lora_alpha": 3000.0}).encode())
+
+        monkeypatch.setattr("sisa.export_forms.write_tokenizer", spoiling)
+        with pytest.raises(OperationError, match="answers within 1e-05"):
+            export(opened, tmp_path / "spoilt", "model")
+        monkeypatch.setattr("sisa.export_forms.replace_file", overscaled)
+        with pytest.raises(OperationError, match=r"answers of shard-00 within 0\.05"):
+            export(opened, tmp_path / "spoilt", "adapters")
+
+
+def test_what_a_form_cannot_be_is_refused_before_anything_is_computed(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_model, "_make", lambda *_: pytest.fail("it was begun"))
+    with pytest.raises(InputError, match="a merge that is an adapter"):
+        export(session, tmp_path / "out", "adapter", method="ties")
+    untouched(session, tmp_path / "out")
+
+
 # -- what is on record, and what a deletion does -------------------------------------------------
 
 
@@ -289,7 +433,7 @@ def test_an_export_after_a_deletion_is_that_of_a_fresh_run(place: Callable[[str]
     path = place("classification")
     delete_in(path, [flat(grid("classification", 2, slices=2))[0]["id"]])
     fresh = fresh_run(path, tmp_path / "fresh")
-    for form in filter(there, FORMS):
+    for form in FORMS:
         files = []
         for number, workspace in enumerate((path, fresh)):
             with open_session(workspace) as opened:
@@ -320,6 +464,73 @@ def test_the_card_says_what_it_is_made_of_and_how_it_was_checked(session: Sessio
     assert session.recipe.base_model_digest in text
     kept = export(session, None)
     assert "purged with the first checkpoint" in (kept.path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("how", "said"), [("vote", "most shards"), ("logit", "mean of the shards' logits")])
+def test_the_card_says_how_answers_are_combined(how: str, said: str, session: Session, tmp_path: Path) -> None:
+    with open_session(session.workspace.path, aggregation=how) as opened:
+        for form in ("adapters", "ensemble", "adapter"):
+            text = (export(opened, tmp_path / form, form).path / "README.md").read_text()
+            assert (said in text) is (form != "adapter"), form
+
+
+def test_a_status_lists_the_exports_that_are_kept_and_their_bytes(session: Session, tmp_path: Path) -> None:
+    before = status(session)
+    assert (before["exports"], before["exports_bytes"]) == ([], 0)
+    kept = export(session, None)
+    export(session, tmp_path / "out")
+    after = status(session)
+    assert after["exports"] == [{"name": kept.path.name, "form": "adapters", "manifest_generation": 0}]
+    assert after["exports_bytes"] == sum((kept.path / name).stat().st_size for name in kept.files)
+    shown = sisa("status", "-w", session.workspace.path).out
+    assert f"export kept: {kept.path.name} (adapters), of manifest 0" in shown
+
+
+IDLE = (
+    (("--records", "r.jsonl", "--sign"), "--sign"),
+    (("--records", "r.jsonl", "--method", "svd"), "--method"),
+    (("--form", "ensemble", "--out", "o", "--method", "ties"), "--method"),
+    (("--form", "adapters", "--out", "o", "--seed", "1", "--weighting", "equal"), "--seed, --weighting"),
+)
+
+
+@pytest.mark.parametrize(("arguments", "said"), IDLE)
+def test_an_option_that_says_nothing_to_what_is_exported_is_refused(
+    arguments: tuple[str, ...], said: str, session: Session
+) -> None:
+    result = sisa("export", "-w", session.workspace.path, *arguments)
+    assert result.code == 2
+    assert f"has nothing to do with {said}" in result.err
+    assert not session.workspace.ledger.facts(kinds.EXPORT, kinds.DERIVED)
+
+
+@pytest.mark.parametrize("values", [("--method", "mean"), ("--seed", "-1")])
+def test_a_merge_that_there_is_not_is_refused_by_name(values: tuple[str, str], session: Session) -> None:
+    assert sisa("export", "-w", session.workspace.path, "--form", "model", "--out", "o", *values).code == 2
+
+
+def test_a_key_for_signatures_is_made_in_the_workspaces_turn(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("model_signing")
+    turns: list[str] = []
+    accepting = Session.accepting
+
+    @contextmanager
+    def watched(self: Session) -> Iterator[None]:
+        with accepting(self):
+            turns.append("taken")
+            yield
+            turns.append("given back")
+
+    def made(keys: Path) -> Path:
+        turns.append("key")
+        return export_key(keys)
+
+    monkeypatch.setattr(Session, "accepting", watched)
+    monkeypatch.setattr("sisa.export_model.export_key", made)
+    assert "model.sig" in export(session, tmp_path / "out", sign=True).files
+    assert turns[:3] == ["taken", "key", "given back"]
 
 
 def test_the_same_export_is_not_kept_twice(session: Session) -> None:

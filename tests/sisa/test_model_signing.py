@@ -14,8 +14,15 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from shards.digest import bytes_digest, parse_json
-from shards.errors import InputError, StorageError
-from shards.keyfiles import EXPORT_PRIVATE_FILE, EXPORT_PUBLIC_FILE, create_signing_key, private_pem, read_signing_key
+from shards.errors import InputError, OperationError, StorageError
+from shards.keyfiles import (
+    EXPORT_PRIVATE_FILE,
+    EXPORT_PUBLIC_FILE,
+    create_signing_key,
+    export_key,
+    private_pem,
+    read_signing_key,
+)
 from sisa.model_signing import ENDORSEMENT, ENDORSEMENT_TYPE, PUBLIC_KEY, SIGNATURE, sign_directory
 from sisa.signing import read_envelope, verify_signature
 
@@ -36,7 +43,7 @@ def signed(keys: Path, tmp_path: Path) -> Path:
     (directory / "shard-00").mkdir(parents=True)
     (directory / "shard-00" / "weights").write_bytes(b"weights")
     (directory / "README.md").write_text("card")
-    sign_directory(directory, keys, LOG)
+    sign_directory(directory, export_key(keys), LOG)
     return directory
 
 
@@ -89,11 +96,11 @@ def test_the_key_is_made_once_and_only_its_owner_can_read_it(signed: Path, keys:
     assert stat.S_IMODE((keys / EXPORT_PRIVATE_FILE).stat().st_mode) == 0o600
     assert not any(private in path.read_bytes() for path in signed.rglob("*") if path.is_file())
     (signed / SIGNATURE).unlink()
-    sign_directory(signed, keys, LOG)
+    sign_directory(signed, export_key(keys), LOG)
     assert (keys / EXPORT_PRIVATE_FILE).read_bytes() == private
     (keys / EXPORT_PRIVATE_FILE).chmod(0o644)
     with pytest.raises(InputError, match="readable by its owner only"):
-        sign_directory(signed, keys, LOG)
+        sign_directory(signed, export_key(keys), LOG)
 
 
 def test_another_kind_of_key_signs_nothing(signed: Path, keys: Path) -> None:
@@ -102,4 +109,14 @@ def test_another_kind_of_key_signs_nothing(signed: Path, keys: Path) -> None:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     with pytest.raises(StorageError, match="elliptic curve"):
-        sign_directory(signed, keys, LOG)
+        sign_directory(signed, export_key(keys), LOG)
+
+
+def test_a_signature_that_its_public_key_does_not_verify_is_refused(signed: Path, keys: Path) -> None:
+    private, public = export_key(keys), (keys / EXPORT_PUBLIC_FILE).read_bytes()
+    private.unlink()
+    export_key(keys)  # another
+    (keys / EXPORT_PUBLIC_FILE).write_bytes(public)
+    (signed / SIGNATURE).unlink()
+    with pytest.raises(OperationError, match=r"signature that signer\.pub verifies"):
+        sign_directory(signed, private, LOG)
