@@ -107,13 +107,16 @@ def _wrong(file: Path, number: int, what: str) -> RecordError:
     return RecordError(f"lines of {forms}", f"{file.name}:{number}: {what}", "mend the file")
 
 
-def run_tasks(model: Path, tasks: Sequence[str], *, limit: int | None = None) -> list[dict[str, Any]]:
+def run_tasks(
+    model: Path, tasks: Sequence[str], *, limit: int | None = None, base_model: str | None = None
+) -> list[dict[str, Any]]:
     """What lm-eval finds of an exported model, a row a task: ``{name, questions, accuracy, ...}``.
 
     Args:
-        model: directory of a full model, of an ensemble of ours, or of a PEFT adapter whose base it names.
+        model: directory of a full model, of an ensemble of ours, or of a PEFT adapter.
         tasks: names that lm-eval knows (it fetches their questions), or files.
         limit: ask only so many questions of each task.
+        base_model: where the base of an adapter lies, if not where the adapter says.
 
     Raises:
         MissingDependencyError: if lm-eval is not installed.
@@ -122,7 +125,7 @@ def run_tasks(model: Path, tasks: Sequence[str], *, limit: int | None = None) ->
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise MissingDependencyError("the package lm-eval, which asks the tasks", "none", "pip install 'sisa[eval]'")
-    arguments = _model_arguments(model)
+    arguments = _model_arguments(model, base_model)
     files = [Path(task) for task in tasks if _is_file(task)]
     names = [task for task in tasks if not _is_file(task)]
     with tempfile.TemporaryDirectory(prefix="sisa-tasks-") as scratch:
@@ -179,12 +182,12 @@ def _ask(
     return found
 
 
-def _model_arguments(model: Path) -> dict[str, Any]:
+def _model_arguments(model: Path, base_model: str | None) -> dict[str, Any]:
     """What lm-eval is told of a directory, once it is sure that a causal model is in it."""
     if (model / ADAPTER_CONFIG_FILE).is_file():
         said = _said(model / ADAPTER_CONFIG_FILE)
         _check_causal(said.get("task_type") == "CAUSAL_LM", str(said.get("task_type")))
-        return {"pretrained": str(said.get("base_model_name_or_path")), "peft": str(model)}
+        return {"pretrained": base_model or str(said.get("base_model_name_or_path")), "peft": str(model)}
     if (model / "config.json").is_file():
         said = _said(model / "config.json")
         own = said.get("model_type") == ENSEMBLE

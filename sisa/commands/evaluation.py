@@ -44,6 +44,7 @@ _HEADINGS = {
 @click.option("--output", type=FILE, help="Write the JSON document here; the file is registered for audits.")
 @click.option("--figure", type=FILE, help="Draw quality against cost here (PNG); registered too.")
 @click.option("--model", type=FILE, help="An exported model or adapter, for --tasks; needs no workspace.")
+@click.option("--base-model", help="Where the base of that adapter lies; unless given, where the adapter says.")
 @click.option("--tasks", multiple=True, help="A task that lm-eval knows, or a file (.jsonl) of questions; repeatable.")
 @click.option("--limit", type=click.IntRange(min=1), help="Ask only so many questions of each task.")
 @set_option
@@ -52,6 +53,7 @@ def evaluate(
     workspace: Path,
     data: tuple[Path, ...],
     model: Path | None,
+    base_model: str | None,
     tasks: tuple[str, ...],
     limit: int | None,
     output: Path | None,
@@ -66,10 +68,10 @@ def evaluate(
     if tasks:
         if model is None or output is not None or figure is not None:
             raise click.UsageError("--tasks asks an exported model: give --model, and neither --output nor --figure")
-        _evaluate_tasks(model, tasks, limit, as_json=as_json)
+        _evaluate_tasks(model, base_model, tasks, limit, as_json=as_json)
         return
-    if model is not None or limit is not None:
-        raise click.UsageError("--data measures what is served; --model and --limit belong to --tasks")
+    if (model, base_model, limit) != (None, None, None):
+        raise click.UsageError("--data measures what is served; --model, --base-model and --limit belong to --tasks")
     _evaluate_served(workspace, data, output, figure, overrides, how, as_json=as_json)
 
 
@@ -111,10 +113,12 @@ def _evaluate_served(
     print_json(document) if as_json else _print_evaluation(document)
 
 
-def _evaluate_tasks(model: Path, tasks: Sequence[str], limit: int | None, *, as_json: bool) -> None:
+def _evaluate_tasks(
+    model: Path, base_model: str | None, tasks: Sequence[str], limit: int | None, *, as_json: bool
+) -> None:
     from sisa.tasks import run_tasks
 
-    results = run_tasks(model, tasks, limit=limit)
+    results = run_tasks(model, tasks, limit=limit, base_model=base_model)
     print_json({"model": str(model), "results": results}) if as_json else _print_results(results, ("questions",))
 
 
