@@ -282,4 +282,5 @@ def process_adapter(recipe: Recipe, base_model: str, lanes: int = 1) -> Adapter:
     if key not in _loaded or not _loaded[key].pristine():
         release()  # before, for two may not fit
         _loaded[key] = Adapter(recipe, base_model, lanes)
+    _loaded[key].model.eval()  # whoever had it before may have left the base's dropout on
     return _loaded[key]

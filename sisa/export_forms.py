@@ -19,13 +19,14 @@ from safetensors.torch import load, save
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from shards.digest import digest, tensor_digest
-from shards.errors import InputError, IntegrityError, OperationError
+from shards.errors import InputError, OperationError
 from shards.files import replace_file, storage
 from shards.workspace import ADAPTER_CONFIG_FILE, WEIGHTS_FILE
 from sisa.adapter import process_adapter
 from sisa.base_model import load_base, load_tokenizer, pinned_path
 from sisa.compatible import CONFIG, write_model, write_tokenizer
 from sisa.encoding import encode_prompt, end_token_id, pad_batch
+from sisa.plain_model import folded
 from sisa.served import ServedHead
 from sisa.session import Session
 
@@ -230,13 +231,7 @@ class _Model:
             raise InputError(
                 "a base that can take full weights", f"dtype {recipe.dtype}, or tied weights", "use --form adapters"
             )
-        model, missing = load_base(recipe, making.base)
-        parameters = dict(model.named_parameters())
-        if unknown := sorted((merged.tensors.keys() - parameters.keys()) | (missing - merged.tensors.keys())):
-            raise IntegrityError("a weight for each parameter of the model", f"none for {unknown[0]}", "report this")
-        with torch.no_grad():
-            for name, tensor in merged.tensors.items():
-                parameters[name].copy_(tensor)
+        model = folded(recipe, making.base, merged.tensors)
         tokenizer = _own_tokenizer(making)
         if recipe.task == "causal-lm":
             _end_with(model, end_token_id(recipe, tokenizer))

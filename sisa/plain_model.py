@@ -11,18 +11,29 @@ import torch
 from shards.errors import InputError
 from sisa.asking import Asked, plain_generation
 from sisa.base_model import load_base, load_tokenizer, pinned_path, quiet_transformers
+from sisa.config import Recipe
 from sisa.determinism import reproducible
 from sisa.session import Session
 
 
 def merged_model(session: Session, tensors: Mapping[str, torch.Tensor]) -> PlainModel:
+    """What :func:`folded` gives of a session's base, ready to be asked.
+
+    Raises:
+        InputError: as there.
+    """
+    base = str(pinned_path(session.recipe, session.options.base_model))
+    return PlainModel(session, folded(session.recipe, base, tensors))
+
+
+def folded(recipe: Recipe, base: str, tensors: Mapping[str, torch.Tensor]) -> Any:
     """The base, fresh from disk, with a merge's full weights (by the base's own names) in place of its own.
 
     Raises:
         InputError: if they are not this base's, or leave a head that no file holds.
     """
     with quiet_transformers():
-        model, missing = load_base(session.recipe, str(pinned_path(session.recipe, session.options.base_model)))
+        model, missing = load_base(recipe, base)
     own = model.state_dict()
     odd = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
     odd += sorted(missing - tensors.keys())
@@ -33,7 +44,7 @@ def merged_model(session: Session, tensors: Mapping[str, torch.Tensor]) -> Plain
             "export the merge, and evaluate what was exported",
         )
     model.load_state_dict(tensors, strict=False)
-    return PlainModel(session, model.eval())
+    return model.eval()
 
 
 class PlainModel:
