@@ -85,15 +85,16 @@ def test_without_lm_eval_the_extra_to_install_is_named(tmp_path: Path, monkeypat
 
 def test_a_directory_without_a_model_is_refused_and_an_adapter_brings_its_base(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither"):
-        tasks._model_arguments(tmp_path)
+        tasks._model_arguments(tmp_path, None)
     for name in ("shard-00", "shard-01"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="2 adapters, one a shard") as refusal:
-        tasks._model_arguments(tmp_path)
+        tasks._model_arguments(tmp_path, None)
     assert str(tmp_path / "shard-00") in refusal.value.remedy
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "base", "task_type": "CAUSAL_LM"}')
-    assert tasks._model_arguments(tmp_path) == {"pretrained": "base", "peft": str(tmp_path)}
+    assert tasks._model_arguments(tmp_path, None) == {"pretrained": "base", "peft": str(tmp_path)}
+    assert tasks._model_arguments(tmp_path, "elsewhere") == {"pretrained": "elsewhere", "peft": str(tmp_path)}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_a_directory_without_a_model_is_refused_and_an_adapter_brings_its_base(t
 def test_what_is_no_causal_model_is_refused(tmp_path: Path, file: str, said: dict[str, Any]) -> None:
     (tmp_path / file).write_text(json.dumps(said))
     with pytest.raises(ConfigError, match="a causal language model"):
-        tasks._model_arguments(tmp_path)
+        tasks._model_arguments(tmp_path, None)
 
 
 def test_the_code_of_an_ensemble_is_run_only_if_it_is_ours(tmp_path: Path) -> None:
@@ -119,14 +120,14 @@ def test_the_code_of_an_ensemble_is_run_only_if_it_is_ours(tmp_path: Path) -> No
     for where, trusted in ((named, True), ({"AutoConfig": "of/others--ensemble.Config"}, False), ({}, False)):
         (tmp_path / "config.json").write_text(json.dumps(said | {"auto_map": where}))
         if trusted:
-            assert tasks._model_arguments(tmp_path) == {"pretrained": str(tmp_path), "trust_remote_code": True}
+            assert tasks._model_arguments(tmp_path, None) == {"pretrained": str(tmp_path), "trust_remote_code": True}
             continue
         with pytest.raises(ConfigError, match="other code"):
-            tasks._model_arguments(tmp_path)
+            tasks._model_arguments(tmp_path, None)
     (tmp_path / "config.json").write_text(json.dumps(said | {"auto_map": named}))
     code.write_text(code.read_text() + "\nprint()\n")
     with pytest.raises(ConfigError, match="other code"):
-        tasks._model_arguments(tmp_path)
+        tasks._model_arguments(tmp_path, None)
     assert ensemble.EnsembleConfig.model_type == ENSEMBLE
 
 
