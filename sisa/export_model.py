@@ -27,14 +27,14 @@ from shards.files import TEMPORARY, copied_beside, move_tree, remove, replace_fi
 from shards.keyfiles import export_key
 from shards.manifest import Head, ModelManifest
 from shards.workspace import LOCK_FILE, Workspace
-from sisa.anchoring import refuse_rollback
 from sisa.base_model import pinned_path, require_train_extra
 from sisa.config import Recipe
 from sisa.export import outside, refuse_swapped, register_export
 from sisa.methods import ADAPTER_METHODS
 from sisa.model_card import CARD, Compared, Told, card
 from sisa.model_signing import require_sign_extra, sign_directory
-from sisa.served import ServedHead, served_heads
+from sisa.predict import Predictor
+from sisa.served import ServedHead
 from sisa.session import Session
 from sisa.wording import counted
 
@@ -160,12 +160,8 @@ def export_model(session: Session, wish: Wish, out: Path | None = None) -> Expor
     _refuse_impossible(wish, session.recipe)
     workspace, options = session.workspace, session.options
     target = None if out is None else outside(workspace, out, directory=True)
-    refuse_rollback(workspace, options.anchor)
     with _staging(workspace, wish.form if target is None else target.name) as directory:
-        manifest = workspace.book.manifest()
-        if manifest is None or not manifest.heads:
-            raise InputError("a trained shard", "none is served", "run `sisa train` first")
-        heads = served_heads(workspace, manifest)
+        manifest, heads = Predictor(session).held()
         merged, compared = _make(session, wish, heads, directory)
         told = Told(session.recipe, options.base_model, manifest, heads, wish.form, options.aggregation, target is None)
         base = pinned_path(session.recipe, options.base_model)

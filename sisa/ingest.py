@@ -14,6 +14,7 @@ from shards.errors import InputError, RecordError
 from shards.layout import Assignment, ShardLayout
 from shards.plan import make_plan
 from shards.records import Incoming, Record, listed, read_records
+from shards.trunk import TRUNK
 from shards.vault import StoredRecord, record_tag
 from sisa.delete import unfinished_requests
 from sisa.session import Session
@@ -34,6 +35,7 @@ class Ingested:
         same_content: where records were read that were taken in although the same content was deleted
             under another ID; leaving them out would make the order of requests matter.
         readmitted: of those added, new versions of deleted records: the caller or the file said so.
+        joined_trunk: of those added, records of a trunk that was trained without them: everything is trained again.
     """
 
     added: int
@@ -43,6 +45,7 @@ class Ingested:
     files_missing: tuple[str, ...] = ()
     same_content: tuple[str, ...] = ()
     readmitted: int = 0
+    joined_trunk: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As printed."""
@@ -144,7 +147,8 @@ def take_in(
         )
     truncated = sum(stored.truncated for stored in new)
     readmitted = sum(_returns(session, stored.record, forgotten) for stored in new)
-    ingested = Ingested(len(new), unchanged, tombstoned, truncated, missing, same_content, readmitted)
+    joined = _joined_trunk(session, new) if workspace.book.live() else 0
+    ingested = Ingested(len(new), unchanged, tombstoned, truncated, missing, same_content, readmitted, joined)
     commit(session, new, ingested)
     return ingested
 
@@ -164,6 +168,11 @@ def _returns(session: Session, record: Record, forgotten: Set[bytes]) -> bool:
     The tombstones of a record cover its versions from the first on.
     """
     return record_tag(session.workspace.keys, session.recipe.namespace, record.id, 1) in forgotten
+
+
+def _joined_trunk(session: Session, new: Sequence[StoredRecord]) -> int:
+    layout = ShardLayout.of_recipe(session.recipe.to_json(), session.workspace.keys.placement)
+    return sum(layout.place(stored.record).shard == TRUNK for stored in new)
 
 
 def _registered(session: Session) -> tuple[list[Path], tuple[str, ...]]:

@@ -42,6 +42,9 @@ def print_ingested(counts: dict[str, Any]) -> None:
         out.print(f"[yellow]the same content was deleted under another ID:[/] {_shown(where)}; taken in")
     if counts["readmitted"]:
         out.print(f"{counted(counts['readmitted'], 'deleted record')} taken in again (--readmit)")
+    if counts["joined_trunk"]:
+        joined = counted(counts["joined_trunk"], "record")
+        out.print(f"[yellow]{joined} joined the trunk, from which every shard starts: everything is trained again.[/]")
     for file in counts["files_missing"]:
         out.print(f"[yellow]registered in sisa.yaml and not there:[/] {_shown(file)}")
 

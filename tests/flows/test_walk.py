@@ -53,6 +53,7 @@ def test_the_whole_walk_ends_with_the_fresh_run(task: str, tmp_path: Path, tiny_
         "files_missing": [],
         "same_content": [],
         "readmitted": 0,
+        "joined_trunk": 0,
     }
     before = check_status(workspace)
     check_prediction(workspace, task)

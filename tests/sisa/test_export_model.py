@@ -292,7 +292,7 @@ def test_a_deletion_between_the_start_and_the_reading_of_heads_leaves_none_of_th
         delete_in(session.workspace.path, [flat(grid("classification", 2, slices=2))[0]["id"]])
         return heads
 
-    monkeypatch.setattr("sisa.export_model.served_heads", overtaken)
+    monkeypatch.setattr("sisa.predict.served_heads", overtaken)
     with pytest.raises(OperationError, match="run the same command again"):
         export(session, tmp_path / "out")
     untouched(session, tmp_path / "out")
