@@ -18,7 +18,7 @@ from sisa.session import Session
 from sisa.train import train
 from tests.exactness.oracle import assert_equals_fresh_run
 from tests.exactness.test_trunk import first_of, opened, places, served, trunk_of, write_file
-from tests.sisa.test_derived import exported, heads
+from tests.sisa.handed_out import exported, heads
 from tests.sisa.trained import INLINE, TRAINER, assert_lawful, checked, failed, forget, held, restored, retrain
 
 

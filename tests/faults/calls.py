@@ -42,6 +42,7 @@ from sisa.verify import Evidence, verify
 from sisa.verify_workspace import verify_against
 from tests.exactness.oracle import holdings
 from tests.faults.server import KILLED, fork, opened_toy, serve, toy, toy_step, wait
+from tests.sisa.handed_out import exported, heads
 from tests.toy import memory_directory
 
 LOOK, SYNC, CHANGE, GROW, CUT = 1, 2, 4, 8, 16  # what a call does, as in shim.c
@@ -197,6 +198,7 @@ def _state(session: Session) -> dict[str, Any]:
         "requests": [request.request_id for _, request in workspace.book.requests()],
         "unfinished": [request.request_id for request in unfinished_requests(workspace)],
         "certificates": sorted(path.name for path in (workspace.path / "certificates").iterdir()),
+        "exports": sorted(path.name for path in workspace.path.glob("exports/*")),
     }
 
 
@@ -221,6 +223,8 @@ def _certificates(workspace: Workspace) -> list[str]:
         if document is not None:
             checks += verify_against(document, workspace.path)
         problems += _failed(file.name, checks)
+    if recorded:  # what is exported in a trial is made of all heads
+        problems += [f"{left.name} outlives heads it was made of" for left in workspace.path.glob("exports/*")]
     return problems
 
 
@@ -262,6 +266,8 @@ def prepare(directory: str, data: str, step: str) -> dict[str, Any]:
     toy(before).workspace.close()
     if step == "delete":
         toy_step(str(before), data, "train")
+        with _opened(before) as session:
+            exported(session, heads(session), kept=True)
     shutil.copytree(before, ended)
     listed = apart(lambda: toy_step(str(ended), data, step), (ended, KINDS["EIO"], 0))
     with _opened(ended) as session:
@@ -331,6 +337,7 @@ PLANTS: dict[str, tuple[Any, str, Any]] = {
     "an error of the system escapes": (place_module, "storage", contextlib.nullcontext),
     "a certificate is written in place": (certificate, "replace_file", _in_place),
     "a certificate comes before the deed": (deleting, "_forget", _certify_first),
+    "an export outlives its heads": (Workspace, "_stray_exports", lambda _: []),
 }
 
 

@@ -137,7 +137,7 @@ def make_trial(step: str, place: Path, strikers: Sequence[Order]) -> Trial:
 
 @pytest.fixture(scope="session", params=STEPS)
 def trial(request: pytest.FixtureRequest, strikers: list[Order]) -> Iterator[Trial]:
-    """A training, or a deletion that empties a slice and a shard and rewrites another slice."""
+    """A training, or a deletion that empties a slice and a shard, rewrites another slice, and purges an export."""
     with memory_directory() as place:
         yield make_trial(request.param, place, strikers)
 
@@ -147,7 +147,8 @@ def test_the_calls_listed_are_those_of_a_whole_step(trial: Trial) -> None:
     struck = ["open", "read", "pread", "write", "pwrite", "fsync", "fdatasync", "rename", "ftruncate", "list", "close"]
     assert [name for name in struck if not names[name]] == []
     places = {call["path"].partition("/")[0] for call in trial.calls}
-    assert places >= {"ledger.sqlite", "store", "vault", "keys", "lock"}
+    wanted = {"ledger.sqlite", "store", "vault", "keys", "lock", *(["exports"] if trial.step == "delete" else [])}
+    assert places >= wanted
 
 
 def test_killed_at_any_call_it_ends_the_same_when_run_again(trial: Trial) -> None:
@@ -174,6 +175,7 @@ def test_struck_in_any_way_at_any_call_it_ends_the_same_when_run_again(trial: Tr
         ("an error of the system escapes", "EIO", "mkdir"),
         ("a certificate is written in place", "torn write", "write"),
         ("a certificate comes before the deed", "SIGKILL", "unlink"),
+        ("an export outlives its heads", "EIO", "read"),
     ],
 )
 def test_a_planted_defect_is_found(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 
 from shards import kinds
-from shards.derived import Export, directory_digest
 from shards.law import check_law
 from shards.manifest import Head
 from shards.workspace import Workspace
@@ -21,12 +19,13 @@ from sisa.certificate import certificate_path
 from sisa.config import Settings, write_settings
 from sisa.delete import delete
 from sisa.document import read_certificate, read_limited
-from sisa.export import export_records, register_derived, register_export
+from sisa.export import export_records, register_derived
 from sisa.letter import letter
 from sisa.retention import retire
 from sisa.session import Session
 from sisa.verify_workspace import verify_against
 from tests.flows.helpers import sisa
+from tests.sisa.handed_out import exported, heads
 from tests.sisa.trained import INLINE, TRAINER, assert_lawful, checked, forget, trained
 
 STRAYS = "nothing is stored that no fact names"
@@ -37,28 +36,6 @@ def session(memory_path: Path) -> Iterator[Session]:
     made = trained(memory_path / "workspace")
     yield made
     made.workspace.close()
-
-
-def heads(session: Session) -> list[Head]:
-    return [head for head, _ in session.workspace.book.served()]
-
-
-def exported(session: Session, of: list[Head], *, kept: bool, recipient: str = "", mark: str = "") -> Path:
-    """An export as a fact and (kept) a directory, without a model in it."""
-    staged = session.workspace.path.parent / "staged"
-    staged.mkdir()
-    (staged / "model.safetensors").write_bytes(b"weights")
-    digest = mark or directory_digest(staged, session.workspace.keys)
-    made = Export("model", digest, frozenset(head.checkpoint for head in of), kept)
-    path = session.workspace.exports / made.name if kept else Path("/elsewhere") / made.name
-    with session.accepting():
-        register_export(session.workspace, made, path, recipient)
-    if kept:
-        path.parent.mkdir(exist_ok=True)
-        staged.rename(path)
-    else:
-        shutil.rmtree(staged)
-    return path
 
 
 def hit(session: Session) -> tuple[str, Head, Head]:
