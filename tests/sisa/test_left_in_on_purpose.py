@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from orchestration.executor import ChainOrder, StepOrder
 from orchestration.inline import InlineExecutor
 from shards.checks import Check, judged
 from shards.errors import LawViolationError
-from shards.layout import Assignment, ShardLayout
+from shards.layout import Assignment
 from shards.lineage import Checkpoint
 from shards.plan import SliceStep
 from shards.vault import StoredRecord
@@ -84,11 +85,11 @@ def _plan_with(victim: Victim, shard: int, monkey: Monkey) -> None:
     """Plans have the victim in ``shard``, whoever makes them, after it is gone."""
     honest = shards.plan._chain
 
-    def chain(number: int, slices: Slices, layout: ShardLayout, recipe: str) -> shards.plan.Chain:
+    def chain(number: int, slices: Slices, *others: Any) -> shards.plan.Chain:
         if number == shard and victim.gone():
             at = victim.place.slice
             slices = {**slices, at: [*slices.get(at, []), victim.held]}
-        return honest(number, slices, layout, recipe)
+        return honest(number, slices, *others)
 
     monkey.setattr(shards.plan, "_chain", chain)
 
@@ -111,8 +112,8 @@ def left_in_the_adapter_and_optimiser_state(session: Session, monkey: Monkey) ->
     stale, honest, order = session.workspace.book.live()[head.key], shards.plan._chain, orchestration.executor.order
     nothing_purged(monkey)
 
-    def chain(number: int, slices: Slices, layout: ShardLayout, recipe: str) -> shards.plan.Chain:
-        made = honest(number, slices, layout, recipe)
+    def chain(number: int, slices: Slices, *others: Any) -> shards.plan.Chain:
+        made = honest(number, slices, *others)
         steps: list[SliceStep] = []
         for step in made.steps if number == victim.place.shard and victim.gone() else ():
             parent = steps[-1].key if steps else stale.key
@@ -152,8 +153,8 @@ def a_root_that_still_has_it(session: Session, monkey: Monkey) -> None:
     """The step is trained without it, on a root that it is still in; no stored fact is wrong."""
     victim, honest = Victim.of(session), shards.plan._chain
 
-    def chain(number: int, slices: Slices, layout: ShardLayout, recipe: str) -> shards.plan.Chain:
-        made = honest(number, slices, layout, recipe)
+    def chain(number: int, slices: Slices, *others: Any) -> shards.plan.Chain:
+        made = honest(number, slices, *others)
         if number != victim.place.shard or not victim.gone():
             return made
         first, *rest = made.steps
