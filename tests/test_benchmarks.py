@@ -337,6 +337,7 @@ def test_a_start_up_that_takes_too_long_is_shown_as_such() -> None:
         assert startup_tables.startup(startup_result(**changes)).count("**no**") == 1, changes
 
 
+@pytest.mark.slow
 def test_a_first_step_is_noted_once_its_base_lies_there(tmp_path: Path, tiny_bert: Path) -> None:
     made = startup.prepared(startup.QUICK, tmp_path, str(tiny_bert))
     before = {file: file.read_bytes() for file in made.path.rglob("*") if file.is_file()}

@@ -174,7 +174,7 @@ def test_pretrained_encoder_a_deletion_at_every_position_equals_a_fresh_run(
         exact(trained)
 
 
-@pytest.mark.parametrize("place", [(0, 0), (1, 2)])
+@pytest.mark.parametrize("place", [(0, 0), pytest.param((1, 2), marks=pytest.mark.slow)])
 def test_pretrained_encoder_a_deletion_first_or_last_equals_a_fresh_run(
     trainery: Trainery, place: tuple[int, int]
 ) -> None:

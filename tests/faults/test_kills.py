@@ -57,7 +57,7 @@ def toy_data(memory_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("step", ["train", "delete"])
+@pytest.mark.parametrize("step", [pytest.param("train", marks=pytest.mark.slow), "delete"])
 def test_killed_at_any_durable_act_it_finishes_when_run_again(
     step: str, toy_kills: Order, toy_data: Path, memory_path: Path
 ) -> None:

@@ -186,6 +186,7 @@ def test_a_driver_killed_in_mid_step_is_run_again_and_the_result_equals_inline(c
     assert contents(scene.path) == contents(scene.inline)
 
 
+@pytest.mark.slow
 def test_nodes_come_and_go_in_mid_training_and_the_result_equals_inline(cluster: Cluster, scene: Scene) -> None:
     order = scene.order(address=cluster.address, workers=2, held=[scene.first])
     with nodes(cluster, "toy") as (first,), driver(order) as process:
@@ -376,6 +377,7 @@ def machines(scene: Scene) -> list[set[str]]:
     return made
 
 
+@pytest.mark.slow
 def test_a_chain_goes_on_in_its_class_on_the_node_that_has_it(cluster: Cluster, begun_elsewhere: Scene) -> None:
     scene = begun_elsewhere
     session = opened(scene.path)

@@ -13,6 +13,7 @@ from shards.errors import CheckError, InputError
 from sisa import demo
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_demo_ends_with_equal_digests_and_a_refused_forgery(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -187,7 +187,7 @@ def test_what_a_worker_tells_of_a_failure_holds_nothing_of_a_record(tmp_path: Pa
     assert b"IDCANARY" not in ray.cloudpickle.dumps(outcome)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_step_that_always_fails_ends_its_chain_and_no_other(
     toy_setting: Setting, tmp_path: Path, workers: int
 ) -> None:
@@ -378,6 +378,7 @@ def test_the_lanes_of_a_worker_that_died_are_trained_by_the_next_one(tmp_path: P
     session.workspace.close()
 
 
+@pytest.mark.slow
 def test_a_lane_whose_every_worker_dies_takes_no_other_along(tmp_path: Path) -> None:
     session, graves = lanes_setting(tmp_path), tmp_path / "deaths"
     graves.mkdir()
@@ -404,6 +405,7 @@ class Diverging(Deadly):
         return self.inner.train(lesson)
 
 
+@pytest.mark.slow
 def test_a_lane_that_fails_leaves_its_team_and_its_worker_goes_on_with_the_others(tmp_path: Path) -> None:
     session = lanes_setting(tmp_path)
     names: set[str] = set()

@@ -67,7 +67,7 @@ def bases(tiny_bert: Path, tiny_llama: Path) -> dict[str, Path]:
     return {"classification": tiny_bert, "causal-lm": tiny_llama}
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["causal-lm", pytest.param("classification", marks=pytest.mark.slow)])
 def test_a_step_after_other_steps_equals_the_step_in_a_fresh_process(bases: dict[str, Path], task: str) -> None:
     import torch
 
