@@ -8,8 +8,8 @@ adapters, judged on the test file. The memorising rows are a small Llama on TOFU
 was trained on: how much of that an answer still has.
 
 FILE is written after each row; a row that is in it, with the same settings, is not made again, so the whole can be cut
-off and begun again. With ``--work`` a row that was cut off goes on where it was. About three hours; ``--smoke`` takes
-some of the records, and about ten minutes.
+off and begun again. With ``--work`` a row that was cut off goes on where it was, from its last checkpoint. About three
+hours; ``--smoke`` takes some of the records, and about ten minutes.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ from sisa.train import train
 
 RESULT = Path(__file__).parent / "results" / "accuracy_by_shards.json"
 _PERMANENT = 5  # every so many records of Banking77 are declared permanent where there is a trunk
+
+_NOT_THE_RECIPES = {"trunk", "merges", "records", "held_out", "samples"}
 
 Row = dict[str, Any]
 
@@ -99,15 +101,15 @@ WHOLE = Sizes(
     3_080,
     (
         Training(1, epochs=3),
+        Training(1, epochs=6),
         Training(8, epochs=10, merged=True),
         Training(4, epochs=6, merged=True),
         Training(16, epochs=10, merged=True),
         Training(8, epochs=3),
-        Training(8, epochs=6),
-        Training(8, epochs=6, trunk=True, merged=True),
-        Training(8, epochs=6, values={"learning_rate": 2e-3}),
-        Training(8, epochs=6, values={"lora_rank": 16, "lora_alpha": 32}),
+        Training(8, epochs=3, trunk=True),
         *(Training(8, 4, rehearsal, epochs=3) for rehearsal in (0.0, 0.25, 1.0)),
+        Training(8, epochs=3, values={"learning_rate": 2e-3}),
+        Training(8, epochs=3, values={"lora_rank": 16, "lora_alpha": 32}),
     ),
     10,
     tuple(Training(shards, epochs=60, merged=True) for shards in (1, 2, 4, 8)),
@@ -151,6 +153,17 @@ class Task:
     values: dict[str, Any]
     include_known: bool = False
     samples: int = 0
+
+    def settings(self, training: Training, merges: Sequence[str]) -> Row:
+        """All that a row depends on; keys of the recipe have their own names."""
+        recipe = recipe_values(training.shards, training.slices, training.rehearsal) | self.values
+        return recipe | {"epochs": training.epochs} | training.values | {
+            "trunk": training.trunk,
+            "merges": list(merges) if training.merged else [],
+            "records": len(self.records),
+            "held_out": len(self.held_out),
+            "samples": self.samples,
+        }  # fmt: skip
 
     def files(self, directory: Path, *, trunk: bool) -> tuple[Path, Path]:
         """Both as files; some records are permanent where they train a trunk."""
@@ -218,12 +231,7 @@ def measure(task: Task, training: Training, directory: Path, merges: Sequence[st
     data, held_out = task.files(directory, trunk=training.trunk)
     workspace = directory / "workspace"
     if not workspace.is_dir():
-        values = (
-            recipe_values(training.shards, training.slices, training.rehearsal)
-            | task.values
-            | {"epochs": training.epochs}
-            | training.values
-        )
+        values = {key: value for key, value in task.settings(training, merges).items() if key not in _NOT_THE_RECIPES}
         initialise(workspace, task=task.task, base_model=task.base_model, data=[data], values=values)
     with open_session(workspace, executor="ray", workers=2) as session:
         started = time.monotonic()
@@ -239,7 +247,8 @@ def measure(task: Task, training: Training, directory: Path, merges: Sequence[st
         )
         return {
             "training": asdict(training),
-            "records": len(task.records),
+            "settings": task.settings(training, merges),
+            "environment": environment(),
             "manifest_digest": judged.manifest.digest,
             **costs,
             "train_wall_seconds": round(seconds, 1),
@@ -292,7 +301,7 @@ def measure_all(
         rows = document.setdefault(part, [])
         task = make(data, sizes)
         for training in trainings:
-            if any(row["training"] == asdict(training) and row["records"] == len(task.records) for row in rows):
+            if any(row["settings"] == task.settings(training, sizes.merges) for row in rows):
                 continue
             directory = work / f"{part}-{training.name}"
             print(f"{part} {training.name}", flush=True)
@@ -316,8 +325,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     document |= {
         "schema": "accuracy-by-shards/1",
         "command": f"python -m benchmarks.accuracy_by_shards --data DIR{' --smoke' if given.smoke else ''}",
-        "environment": environment(),
-        "settings": recipe_values(1, 1, 0.0),
     }
 
     def keep() -> None:

@@ -84,16 +84,45 @@ def test_the_rows_are_told_as_tables(with_trunk: tuple[Path, dict[str, Any]]) ->
     assert "ties" in accuracy_tables.accuracy_by_shards_merges({"banking77": [row]})
 
 
-def test_what_is_missed_is_shown_as_missed() -> None:
-    def row(shards: int, accuracy: float) -> dict[str, Any]:
-        return {"training": asdict(Training(shards)), "results": [{"name": "mean", "accuracy": accuracy}]}
+def row_of(training: Training, accuracy: float, **others: float) -> dict[str, Any]:
+    found = [{"name": name, "kind": "merge", "accuracy": value} for name, value in others.items()]
+    return {
+        "training": asdict(training),
+        "held_out": 3080,
+        "alone": {"accuracy": {"mean": accuracy - 0.1}},
+        "results": [{"name": "mean", "kind": "aggregation", "accuracy": accuracy}, *found],
+    }
 
-    one, near, far = row(1, 0.9), row(8, 0.881), row(8, 0.879)
-    assert accuracy_tables.accuracy_by_shards_wanted({"banking77": [one, far, near]}).endswith("| yes |")
-    assert "1.9 points less (88.1% against 90.0%" in accuracy_tables.accuracy_by_shards_wanted(
-        {"banking77": [one, far, near]}
-    )
-    assert accuracy_tables.accuracy_by_shards_wanted({"banking77": [one, far]}).endswith("| **no** |")
+
+def test_what_is_missed_is_shown_as_missed_and_nothing_is_chosen_by_what_it_is_judged_on() -> None:
+    one, better, long = row_of(Training(1), 0.88), row_of(Training(1, epochs=6), 0.9), row_of(Training(8), 0.899)
+    near, far = row_of(Training(8, epochs=10), 0.881), row_of(Training(8, epochs=10), 0.879)
+    helped = row_of(Training(8, epochs=20, trunk=True), 0.91)
+    text = accuracy_tables.accuracy_by_shards_wanted({"banking77": [one, better, long, near, helped]})
+    assert text.endswith("| yes |")
+    assert "1.9 points less (88.1% against 90.0%; 95 %: 0.3 to 3.5)" in text
+    text = accuracy_tables.accuracy_by_shards_wanted({"banking77": [one, better, long, far, helped]})
+    assert text.endswith("| **no** |")
+
+
+def test_a_merge_that_cannot_be_made_of_one_shard_leaves_its_cell_empty() -> None:
+    one = row_of(Training(1, merged=True), 0.9, cat=0.9)
+    one["results"].append({"name": "model_stock", "kind": "merge", "warnings": ["needs two"]})
+    assert accuracy_tables.accuracy_by_shards_merges({"banking77": [one]}).endswith("| model_stock |  |")
+
+
+def test_the_figures_lines_are_of_the_longest_plain_trainings() -> None:
+    rows = [
+        row_of(Training(8, epochs=10), 0.88, cat=0.8),
+        row_of(Training(8), 0.7),
+        row_of(Training(1), 0.9),
+        row_of(Training(8, epochs=20, trunk=True), 0.91),
+    ]
+    assert accuracy_tables.by_shards(rows) == {
+        "one shard alone": [(1, 0.8), (8, 0.78)],
+        "ensemble": [(1, 0.9), (8, 0.88)],
+        "merged (cat)": [(8, 0.8)],
+    }
 
 
 def test_a_row_that_is_there_is_not_made_again_and_each_is_kept_once_made(
@@ -111,7 +140,7 @@ def test_a_row_that_is_there_is_not_made_again_and_each_is_kept_once_made(
     assert kept == [1, 2]
     assert list(tmp_path.iterdir()) == [], "what is judged is removed"
     (memorising,) = document["tofu"]
-    assert memorising["records"] == memorising["held_out"] == 6, "judged on what it was trained on"
+    assert memorising["settings"]["records"] == memorising["held_out"] == 6, "judged on what it was trained on"
     assert {"mean", "cat", "ties"} <= {found["name"] for found in memorising["results"]}
     assert "ties" in accuracy_tables.accuracy_by_shards_memorising(document)
     document = json.loads(json.dumps(document))
@@ -119,6 +148,8 @@ def test_a_row_that_is_there_is_not_made_again_and_each_is_kept_once_made(
     measure_all(data, more, tmp_path, document, keep, INLINE)
     assert kept == [1, 2, 3]
     assert [row["training"]["shards"] for row in document["banking77"]] == [2, 1]
+    measure_all(data, replace(more, held_out=19, memorising=()), tmp_path, document, keep, INLINE)
+    assert kept == [1, 2, 3, 4, 5], "other settings are other rows"
 
 
 def test_a_training_that_was_cut_off_goes_on(
