@@ -53,6 +53,8 @@ bench: $(VENV)/dev ## measure; needs BANKING77=a directory with Banking77's trai
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.leakage --data "$(BANKING77)"
 	@test -z "$(DATA)" || $(BIN)/python -m benchmarks.training_speed --data "$(DATA)"
+	@test -z "$(DATA)" || $(BIN)/python -m benchmarks.inference_cost --data "$(DATA)"
+	@test -z "$(DATA)" || $(BIN)/python -m benchmarks.accuracy_by_shards --data "$(DATA)"
 	$(MAKE) tables
 
 tables: $(VENV)/dev ## write the benchmark tables into README.md and docs/

@@ -155,8 +155,9 @@ class Task:
     samples: int = 0
 
     def settings(self, training: Training, merges: Sequence[str]) -> Row:
-        """All that a row depends on; keys of the recipe have their own names."""
+        """All that a row depends on, but for the records themselves; keys of the recipe have their own names."""
         recipe = recipe_values(training.shards, training.slices, training.rehearsal) | self.values
+        recipe.pop("labels", None)
         return recipe | {"epochs": training.epochs} | training.values | {
             "trunk": training.trunk,
             "merges": list(merges) if training.merged else [],
@@ -231,7 +232,8 @@ def measure(task: Task, training: Training, directory: Path, merges: Sequence[st
     data, held_out = task.files(directory, trunk=training.trunk)
     workspace = directory / "workspace"
     if not workspace.is_dir():
-        values = {key: value for key, value in task.settings(training, merges).items() if key not in _NOT_THE_RECIPES}
+        settings = task.settings(training, merges)
+        values = task.values | {key: value for key, value in settings.items() if key not in _NOT_THE_RECIPES}
         initialise(workspace, task=task.task, base_model=task.base_model, data=[data], values=values)
     with open_session(workspace, executor="ray", workers=2) as session:
         started = time.monotonic()

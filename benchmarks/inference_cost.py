@@ -37,7 +37,8 @@ from benchmarks.executor_throughput import rotated
 from benchmarks.speed_bases import SHARDS, Base
 from orchestration.inline import InlineExecutor
 from sisa.initialise import initialise
-from sisa.served import ServedHead, served_heads
+from sisa.predict import Predictor
+from sisa.served import ServedHead
 from sisa.session import Session, open_session
 from sisa.train import train
 
@@ -81,45 +82,52 @@ class Asked:
 
     def __init__(self, session: Session, inputs: Sequence[dict[str, torch.Tensor]], tokens: int) -> None:
         self._session, self._inputs, self._tokens = session, inputs, tokens
-        manifest = session.workspace.book.manifest()
-        self.heads: tuple[ServedHead, ...] = () if manifest is None else served_heads(session.workspace, manifest)
 
-    def side(self, name: str) -> Callable[[], None]:
+    def heads(self) -> tuple[ServedHead, ...]:
+        """What is served, read anew: a side that asks the base alone holds none of it."""
+        return Predictor(self._session).held()[1]
+
+    def side(self, name: str) -> Callable[[], Any]:
         """Loads what it needs; then answers all inputs each time it is called."""
         return {"ensemble": self._ensemble, "separate": self._separate, "folded": self._folded, "base": self._base}[
             name
         ]()
 
-    def _ensemble(self) -> Callable[[], None]:
+    def _ensemble(self) -> Callable[[], Any]:
         from sisa.aggregate import ensemble
 
-        model = ensemble(self._session, self.heads)
+        model = ensemble(self._session, self.heads())
         return lambda: self._ask(model)
 
-    def _separate(self) -> Callable[[], None]:
+    def _separate(self) -> Callable[[], Any]:
         from peft import PeftModel
 
         live = self._session.workspace.book.live()
-        paths = [str(self._session.workspace.store.path(live[head.head.checkpoint].files)) for head in self.heads]
+        paths = [str(self._session.workspace.store.path(live[head.head.checkpoint].files)) for head in self.heads()]
         model = PeftModel.from_pretrained(self._plain(), paths[0], adapter_name="0").eval()
         for number, path in enumerate(paths[1:], 1):
             model.load_adapter(path, adapter_name=str(number))
 
-        def ask() -> None:
+        def ask() -> list[Any]:
+            answers = []
             for number in range(len(paths)):
                 model.set_adapter(str(number))
-                self._ask(model)
+                answers.append(self._ask(model))
+            return answers
 
         return ask
 
-    def _folded(self) -> Callable[[], None]:
+    def _folded(self) -> Callable[[], Any]:
+        from sisa.base_model import pinned_path
         from sisa.merge import merge
+        from sisa.plain_model import folded
 
-        model = self._plain()
-        model.load_state_dict(merge(self._session, self.heads, "cat").tensors, strict=False)
+        recipe = self._session.recipe
+        base = str(pinned_path(recipe, self._session.options.base_model))
+        model = folded(recipe, base, merge(self._session, self.heads(), "cat").tensors)
         return lambda: self._ask(model)
 
-    def _base(self) -> Callable[[], None]:
+    def _base(self) -> Callable[[], Any]:
         model = self._plain()
         return lambda: self._ask(model)
 
@@ -139,23 +147,34 @@ class Asked:
             model, _ = load_base(recipe, str(pinned_path(recipe, self._session.options.base_model)))
         return model.eval()
 
-    def _ask(self, model: Any) -> None:
+    def _ask(self, model: Any) -> list[Any]:
+        """Scores (rows, labels) or tokens (rows, width) of each batch."""
         import torch
 
         from sisa.determinism import reproducible
 
         with reproducible(self._session.recipe), torch.no_grad():
-            for rows in self._inputs:
-                if self._tokens:
-                    model.generate(
-                        **rows,
-                        max_new_tokens=self._tokens,
-                        min_new_tokens=self._tokens,  # all sides the same number
-                        do_sample=False,
-                        pad_token_id=0,
-                    )
-                else:
-                    model(**rows)
+            return [self._written(model, rows) if self._tokens else model(**rows).logits for rows in self._inputs]
+
+    def _written(self, model: Any, rows: dict[str, torch.Tensor]) -> torch.Tensor:
+        made: torch.Tensor = model.generate(
+            **rows,
+            max_new_tokens=self._tokens,
+            min_new_tokens=self._tokens,  # all sides the same number
+            do_sample=False,
+            pad_token_id=0,
+        )
+        return made
+
+
+def check_together(together: Sequence[torch.Tensor], apart: Sequence[Sequence[torch.Tensor]]) -> None:
+    """Raise unless the ensemble's scores, of each batch, are those of the adapters' mean probability."""
+    import torch
+
+    for number, scores in enumerate(together):
+        mean = torch.stack([answers[number].softmax(-1) for answers in apart]).mean(0)
+        if not torch.allclose(scores.softmax(-1), mean, atol=1e-5):
+            raise RuntimeError("the sides do not answer the same, so their times are of different things")
 
 
 def inputs_of(session: Session, texts: int) -> list[dict[str, torch.Tensor]]:
@@ -191,13 +210,14 @@ def measure(workspace: Path, sizes: Sizes, *, generates: bool) -> dict[str, Any]
     with open_session(workspace, executor="inline") as session:
         asked = Asked(session, inputs_of(session, sizes.texts), sizes.tokens if generates else 0)
         sides = {name: asked.side(name) for name in SIDES}
-        for ask in sides.values():
-            ask()
+        answers = {name: ask() for name, ask in sides.items()}
+        if not generates:
+            check_together(answers["ensemble"], answers["separate"])
         rounds = [_round(sides, number) for number in range(sizes.rounds)]
-        heads = len(asked.heads)
-        adapters = sum(len(head.weights) for head in asked.heads)
+        heads = asked.heads()
+        adapters = sum(len(head.weights) for head in heads)
     return {
-        "shards": heads,
+        "shards": len(heads),
         "texts": None if generates else sizes.texts,
         "tokens": sizes.tokens if generates else None,
         "ensemble_over_separate": _times(rounds, "ensemble", "separate"),
@@ -207,7 +227,7 @@ def measure(workspace: Path, sizes: Sizes, *, generates: bool) -> dict[str, Any]
     }
 
 
-def _round(sides: Mapping[str, Callable[[], None]], number: int) -> dict[str, Any]:
+def _round(sides: Mapping[str, Callable[[], Any]], number: int) -> dict[str, Any]:
     seconds = {}
     for name in rotated(list(sides), number):
         started = time.perf_counter()
@@ -232,7 +252,7 @@ def _memory(workspace: Path, sizes: Sizes, adapters: int, *, generates: bool) ->
         command = [sys.executable, "-m", "benchmarks.inference_cost", "--alone", side, str(workspace)]
         counts = [str(sizes.texts), str(sizes.tokens if generates else 0)]
         found[side] = json.loads(subprocess.run(command + counts, check=True, capture_output=True, text=True).stdout)
-    caches = SHARDS * found["base"]["cache_bytes"]
+    caches = (SHARDS - 1) * found["base"]["cache_bytes"]  # the base's process has one
     return {
         "ensemble": found["ensemble"]["bytes"],
         "base": found["base"]["bytes"],

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from shards.errors import StorageError
 
+_TRIES = 20
+_MEANWHILE = (errno.ENOTEMPTY, errno.ENOENT)  # what somebody else did in the midst of a removal
+
 TEMPORARY = ".tmp-"
 
 
@@ -38,9 +41,19 @@ def fsync_directory(path: Path) -> None:
 
 
 def remove(path: Path) -> bool:
-    """Remove whatever bears the name ``path``, never following a link; says if anything did."""
+    """Remove whatever bears the name ``path``, never following a link; says if anything did.
+
+    Somebody may still be writing into a directory, or remove it too: that is no reason to fail.
+    """
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        for left in reversed(range(_TRIES)):
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                if error.errno not in _MEANWHILE or not left:
+                    raise
+            if not os.path.lexists(path):
+                break
     elif os.path.lexists(path):
         path.unlink()
     else:

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import torch
 
 from shards.errors import ConfigError
 from sisa.adapter import process_adapter, release, routes
-from sisa.asking import Asked, plain_generation
+from sisa.asking import Asked, context_of, plain_generation
 from sisa.base_model import load_base, load_tokenizer, pinned_path, quiet_transformers
 from sisa.config import Recipe
 from sisa.determinism import reproducible
@@ -68,12 +69,14 @@ class _Kept:
 
 
 _kept: list[_Kept] = []
+_turn = RLock()
 
 
 def release_all() -> None:
     """Drop every base that this process keeps, and what lies over it: the ensemble's heads, and the adapter slot's."""
-    _kept.clear()
-    release()
+    with _turn:
+        _kept.clear()
+        release()
 
 
 def ensemble(session: Session, heads: Sequence[ServedHead]) -> Any:
@@ -86,7 +89,7 @@ def ensemble(session: Session, heads: Sequence[ServedHead]) -> Any:
         ConfigError: if these adapters cannot share a pass over this base.
         IntegrityError: if a head's tensors are not what the recipe's adapters have.
     """
-    with reproducible(session.recipe), torch.no_grad():
+    with _turn, reproducible(session.recipe), torch.no_grad():
         model = _held(session, heads)
     if isinstance(model.base, OneByOne):
         raise ConfigError(
@@ -142,9 +145,9 @@ def generate(session: Session, heads: Sequence[ServedHead], inputs: Sequence[dic
 
 @contextmanager
 def _serving(session: Session, heads: Sequence[ServedHead]) -> Iterator[Asked]:
-    """The heads over their base, under the recipe's switches."""
+    """The heads over their base, under the recipe's switches; threads wait for each other, for they share both."""
     recipe = session.recipe
-    with reproducible(recipe), torch.no_grad():
+    with _turn, reproducible(recipe), torch.no_grad():
         model = _held(session, heads)
         tokenizer, most = load_tokenizer(recipe, _kept[0].base), max(1, recipe.loss_positions // len(heads))
 
@@ -153,7 +156,8 @@ def _serving(session: Session, heads: Sequence[ServedHead]) -> Iterator[Asked]:
             return found
 
         cached = not isinstance(model.base, OneByOne)
-        yield Asked(recipe, session.options, tokenizer, model, scores, len(heads), most, cached)
+        context = context_of(model.base.config)
+        yield Asked(recipe, session.options, tokenizer, model, scores, len(heads), most, cached, context)
 
 
 def _held(session: Session, heads: Sequence[ServedHead]) -> Any:

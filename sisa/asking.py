@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from shards.errors import RecordError
 from shards.records import Record, make_content
 from sisa.base_model import quiet_transformers
 from sisa.config import Recipe, RunOptions
@@ -30,6 +31,7 @@ class Asked:
         parts: how many models are side by side.
         positions: how many may be scored at once, for each has the whole vocabulary's scores.
         cached: can it keep a cache?
+        context: positions that the base has for a prompt and its answer; None where it has no end.
     """
 
     recipe: Recipe
@@ -40,6 +42,7 @@ class Asked:
     parts: int
     positions: int
     cached: bool = True
+    context: int | None = None
 
     def logits(self, inputs: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """Scores of each input's ``text``: (parts, inputs, labels), float64 on the CPU."""
@@ -91,6 +94,7 @@ class Asked:
         )
         torch.manual_seed(options.sampling_seed)
         prompts = [encode_prompt(dict(fields), recipe, tokenizer) for fields in inputs]
+        refuse_too_long(prompts, self.context, options.max_new_tokens)
         answers = [""] * len(prompts)
         for some in _alike(prompts, recipe.batch_size):
             rows = self._batch([prompts[at] for at in some], left=True)
@@ -108,6 +112,23 @@ class Asked:
 def plain_generation(recipe: Recipe, tokenizer: Any) -> GenerationConfig:
     """Settings with nothing of the base's own, which a model would add to any that it is given."""
     return GenerationConfig(eos_token_id=end_token_id(recipe, tokenizer), pad_token_id=tokenizer.pad_token_id)
+
+
+def context_of(config: Any) -> int | None:
+    """How many positions a base with this configuration has, if it says."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if found is None else int(found)
+
+
+def refuse_too_long(prompts: Sequence[Sequence[int]], context: int | None, new: int) -> None:
+    """Raise RecordError unless each prompt leaves ``new`` of the base's ``context`` positions for an answer."""
+    for number, prompt in enumerate(prompts, 1):
+        if context is not None and len(prompt) + new > context:
+            raise RecordError(
+                f"prompts of at most {max(context - new, 0)} tokens, leaving {new} of the base's {context} to answer",
+                f"{len(prompt)} tokens in input {number}",
+                "shorten it, or set a smaller max_new_tokens",
+            )
 
 
 def _alike(texts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:

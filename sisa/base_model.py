@@ -61,6 +61,13 @@ def require_train_extra() -> None:
         )
 
 
+def public_name(base_model: str) -> str:
+    """What others may call a base: a hub's ID, the package it comes in, or a directory's name without its place."""
+    if base_model == PACKAGED:
+        return _PACKAGE
+    return Path(base_model).resolve().name if Path(base_model).is_dir() else base_model
+
+
 def locate(base_model: str) -> Path:
     """The directory of a base model: the packaged one, a local directory, or a hub ID's snapshot.
 

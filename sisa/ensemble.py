@@ -206,8 +206,8 @@ class _Adapted:
         onto = out.reshape(len(down), -1, out.shape[-1])
         if out.dtype == up.dtype:
             return onto.baddbmm_(torch.bmm(blocks, down.mT), up.mT, alpha=self._scale).view(out.shape)
-        update = torch.bmm(torch.bmm(blocks, down.mT), up.mT) * self._scale
-        return (onto + update.to(out.dtype)).view(out.shape)
+        # As PEFT does: the sum has the factors' precision, and is rounded once.
+        return (onto + torch.bmm(torch.bmm(blocks, down.mT), up.mT) * self._scale).to(out.dtype).view(out.shape)
 
 
 class _Copies(nn.Module):

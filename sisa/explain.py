@@ -52,11 +52,12 @@ def _labels(session: Session, heads: Sequence[ServedHead], text: str) -> dict[st
 
 
 def _texts(session: Session, heads: Sequence[ServedHead], text: str) -> dict[str, Any]:
+    """All answers are greedy: what differs is a shard's doing, and not the luck of a draw."""
     from sisa.aggregate import answer_scores, generate
 
     asked = [{"prompt": text}]
     greedy = replace(session, options=session.options.model_copy(update={"num_beams": 1, "temperature": 0.0}))
-    (answer,) = generate(session, heads, asked)
+    (answer,) = generate(greedy, heads, asked)
     scores = answer_scores(session, heads, [{**asked[0], "completion": answer}])[0] if answer.strip() else None
     shards = []
     for at, head in enumerate(heads):
@@ -64,7 +65,7 @@ def _texts(session: Session, heads: Sequence[ServedHead], text: str) -> dict[str
         own = {
             "text": generate(greedy, [head], asked)[0],
             "log_probability": float(scores[at].mean()) if scores is not None and scores.shape[1] else None,
-            "without": {"text": generate(session, others, asked)[0]} if others else None,
+            "without": {"text": generate(greedy, others, asked)[0]} if others else None,
         }
         shards.append(_named(head) | own)
     return {"text": answer, "shards": shards}

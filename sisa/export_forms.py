@@ -7,7 +7,6 @@ loaders. Probes go through one by one, unpadded.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +15,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load, save
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from shards.digest import digest, tensor_digest
 from shards.errors import InputError, OperationError
 from shards.files import replace_file, storage
 from shards.workspace import ADAPTER_CONFIG_FILE, WEIGHTS_FILE
 from sisa.adapter import process_adapter
-from sisa.base_model import load_base, load_tokenizer, pinned_path
+from sisa.asking import context_of, refuse_too_long
+from sisa.base_model import load_base, load_tokenizer, pinned_path, public_name
 from sisa.compatible import CONFIG, write_model, write_tokenizer
 from sisa.encoding import encode_prompt, end_token_id, pad_batch
+from sisa.factors import read_adapter
 from sisa.plain_model import folded
 from sisa.served import ServedHead
 from sisa.session import Session
@@ -98,6 +99,7 @@ def prepared(
     base = str(pinned_path(session.recipe, session.options.base_model))
     tokenizer = load_tokenizer(session.recipe, base)
     tokens = [encode_prompt(fields, session.recipe, tokenizer) for fields in inputs]
+    refuse_too_long(tokens, context_of(AutoConfig.from_pretrained(base)), 0)
     return Making(session, base, heads, inputs, tokens, merged)
 
 
@@ -138,9 +140,6 @@ _SAID = (
     "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules", "bias",
     "fan_in_fan_out", "inference_mode", "use_rslora", "modules_to_save",
 )  # fmt: skip
-
-
-_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_A\.weight")
 
 
 class _Adapters:
@@ -188,20 +187,13 @@ def _write_peft(making: Making, directory: Path, weights: bytes, config: Mapping
     """
     defaults = LoraConfig().to_dict()
     if config.get("exclude_modules"):  # PEFT 0.13 knows no such thing: what is adapted is named in full
-        adapted = sorted({match[1] for match in map(_FACTOR.fullmatch, load(weights)) if match})
-        config = {**config, "exclude_modules": None, "target_modules": adapted}
+        config = {**config, "exclude_modules": None, "target_modules": sorted(read_adapter(weights)[0])}
     said = {name: value for name, value in config.items() if name in _SAID or value != defaults.get(name)}
-    said["base_model_name_or_path"] = _base_name(making)
+    said["base_model_name_or_path"] = public_name(making.session.options.base_model)
     with storage(f"write {directory}"):
         directory.mkdir(exist_ok=True)
     replace_file(directory / ADAPTER_CONFIG_FILE, (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
     replace_file(directory / WEIGHTS_FILE, weights)
-
-
-def _base_name(making: Making) -> str:
-    """A hub's ID, or the name of a directory: where that lies here is nobody else's business."""
-    name = making.session.options.base_model
-    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def _read_peft(making: Making, parts: Mapping[str, Path]) -> Iterator[tuple[str, Model]]:

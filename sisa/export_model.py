@@ -162,6 +162,7 @@ def export_model(session: Session, wish: Wish, out: Path | None = None) -> Expor
     target = None if out is None else outside(workspace, out, directory=True)
     with _staging(workspace, wish.form if target is None else target.name) as directory:
         manifest, heads = Predictor(session).held()
+        _refuse_other_metrics(wish.metrics, manifest)
         merged, compared = _make(session, wish, heads, directory)
         told = Told(session.recipe, options.base_model, manifest, heads, wish.form, options.aggregation, target is None)
         base = pinned_path(session.recipe, options.base_model)
@@ -200,6 +201,17 @@ def _refuse_impossible(wish: Wish, recipe: Recipe) -> None:
         raise InputError("a base with full weights", "weights of 4 bits (dtype: nf4)", "use --form adapters")
 
 
+def _refuse_other_metrics(metrics: Any, manifest: ModelManifest) -> None:
+    """Figures of another generation are of other heads, which may have seen what is deleted since."""
+    said = metrics.get("manifest_digest") if isinstance(metrics, dict) else None
+    if said not in (None, manifest.digest):
+        raise InputError(
+            f"metrics of manifest {manifest.digest[:16]}, which is exported",
+            f"those of {str(said)[:16]}",
+            "run `sisa evaluate` again",
+        )
+
+
 def _copy_there(session: Session, parents: Sequence[Head], directory: Path, path: Path) -> None:
     """To another file system, which may take long: nobody waits for it, and a deletion meanwhile takes the name."""
     with copied_beside(directory, path) as copy, session.accepting():
@@ -215,11 +227,12 @@ def _staging(workspace: Workspace, name: str) -> Iterator[Path]:
     A driver that sweeps meanwhile removes it too: what is being made may be of a head that just fell.
     """
     root = workspace.exports / f"{TEMPORARY}{uuid.uuid4().hex}"
-    directory = root / name
+    directory = root / "made" / name  # apart from the lock: any name can be wished for
     try:
         with storage(f"write {directory}"):
             workspace.exports.mkdir(mode=0o700, exist_ok=True)
             root.mkdir(mode=0o700)
+            directory.parent.mkdir(mode=0o700)
             directory.mkdir(mode=0o700)
         with lock.exclusive(root / LOCK_FILE):  # an audit tells it from what a killed export left
             yield directory

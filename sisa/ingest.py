@@ -58,6 +58,7 @@ def ingest(
     *,
     strict: bool = False,
     readmit: Collection[str] = (),
+    join_trunk: bool = False,
     trainer: SliceTrainer | None = None,
 ) -> Ingested:
     """Take in what is new in ``data`` (the registered files if none are named).
@@ -70,6 +71,8 @@ def ingest(
             reporting them.
         readmit: IDs of deleted records to be taken in again, as new versions; each must be in ``data``. One
             that is held (again) is left as it is, so that a call that was cut off can be repeated.
+        join_trunk: take records too that belong to the trunk of what is trained already (permanent, and declared of
+            generation 0): everything is trained anew. Otherwise they are refused.
         trainer: examines each record, in place of the one that the configuration names.
 
     Raises:
@@ -78,11 +81,17 @@ def ingest(
     trainer = trainer or session.trainer()
     with session.driving():
         session.workspace.sweep()
-        return take_in(session, data, trainer, strict=strict, readmit=readmit)
+        return take_in(session, data, trainer, strict=strict, readmit=readmit, join_trunk=join_trunk)
 
 
 def take_in(
-    session: Session, data: Sequence[Path], trainer: SliceTrainer, *, strict: bool, readmit: Collection[str] = ()
+    session: Session,
+    data: Sequence[Path],
+    trainer: SliceTrainer,
+    *,
+    strict: bool,
+    readmit: Collection[str] = (),
+    join_trunk: bool = False,
 ) -> Ingested:
     """:func:`ingest` for a caller that drives the workspace already."""
     workspace, recipe = session.workspace, session.recipe
@@ -139,6 +148,8 @@ def take_in(
     )
     if strict:
         problems += [f"{where}: this content was deleted under another ID (--strict)" for where in same_content]
+    joined = _joining(session, new, places)
+    problems += [] if join_trunk else joined
     if problems:
         raise RecordError(
             "records that can all be taken in",
@@ -147,8 +158,7 @@ def take_in(
         )
     truncated = sum(stored.truncated for stored in new)
     readmitted = sum(_returns(session, stored.record, forgotten) for stored in new)
-    joined = _joined_trunk(session, new) if workspace.book.live() else 0
-    ingested = Ingested(len(new), unchanged, tombstoned, truncated, missing, same_content, readmitted, joined)
+    ingested = Ingested(len(new), unchanged, tombstoned, truncated, missing, same_content, readmitted, len(joined))
     commit(session, new, ingested)
     return ingested
 
@@ -170,9 +180,17 @@ def _returns(session: Session, record: Record, forgotten: Set[bytes]) -> bool:
     return record_tag(session.workspace.keys, session.recipe.namespace, record.id, 1) in forgotten
 
 
-def _joined_trunk(session: Session, new: Sequence[StoredRecord]) -> int:
+def _joining(session: Session, new: Sequence[StoredRecord], places: Sequence[str]) -> list[str]:
+    """What is to be said of each record that belongs to the trunk, if anything is trained already."""
+    if not session.workspace.book.live():
+        return []
     layout = ShardLayout.of_recipe(session.recipe.to_json(), session.workspace.keys.placement)
-    return sum(layout.place(stored.record).shard == TRUNK for stored in new)
+    return [
+        f"{where}: ID {stored.record.id!r} belongs to the trunk, from which everything would be trained anew; "
+        "declare another generation, or none, or say --join-trunk"
+        for stored, where in zip(new, places, strict=True)
+        if layout.place(stored.record).shard == TRUNK
+    ]
 
 
 def _registered(session: Session) -> tuple[list[Path], tuple[str, ...]]:

@@ -110,11 +110,3 @@ def rouge_l(answer: str, reference: str) -> Rouge:
         for at, other in enumerate(theirs):
             row.append(before[at] + 1 if word == other else max(row[at], before[at + 1]))
     return Rouge(row[-1] / len(theirs), 2 * row[-1] / (len(ours) + len(theirs)))
-
-
-def auc(positives: Sequence[float], negatives: Sequence[float]) -> float:
-    """Chance that a positive scores above a negative; a tie is half of one."""
-    from sklearn.metrics import roc_auc_score
-
-    truth = [1] * len(positives) + [0] * len(negatives)
-    return float(roc_auc_score(truth, [*positives, *negatives]))

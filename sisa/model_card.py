@@ -12,6 +12,7 @@ import yaml
 
 from shards.manifest import ModelManifest
 from sisa import __version__
+from sisa.base_model import public_name
 from sisa.config import Recipe
 from sisa.served import ServedHead
 from sisa.wording import counted
@@ -129,7 +130,7 @@ def _usage(told: Told) -> str:
             f'base = {name}.from_pretrained("BASE"{given})',
             f'model = PeftModel.from_pretrained(base, "{where}")',
         ]
-        note = f"The base is `{Path(told.base_model).name}`, of digest `{told.recipe.base_model_digest}`."
+        note = f"The base is `{public_name(told.base_model)}`, of digest `{told.recipe.base_model_digest}`."
     else:
         options = ", trust_remote_code=True" if told.form == "ensemble" else ""
         lines = [f"from transformers import {name}", f'model = {name}.from_pretrained("DIRECTORY"{options})']

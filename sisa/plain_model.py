@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from shards.errors import InputError
-from sisa.asking import Asked, plain_generation
+from sisa.asking import Asked, context_of, plain_generation
 from sisa.base_model import load_base, load_tokenizer, pinned_path, quiet_transformers
 from sisa.config import Recipe
 from sisa.determinism import reproducible
@@ -58,7 +58,8 @@ class PlainModel:
         lanes = getattr(model.config, "shards", 1)  # an ensemble has so many rows of scores where it gives one
         most = max(1, recipe.loss_positions // lanes)
         self._recipe, self._model, self._taken = recipe, model, frozenset(signature(model.forward).parameters)
-        self._asked = Asked(recipe, options, tokenizer, model, self._scores, 1, most)
+        context = context_of(getattr(model, "base", model).config)  # an ensemble's is its base's
+        self._asked = Asked(recipe, options, tokenizer, model, self._scores, 1, most, context=context)
 
     def _scores(self, **inputs: Any) -> torch.Tensor:
         given = {name: value for name, value in inputs.items() if name in self._taken}

@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,9 +74,11 @@ def _form(file: Path) -> tuple[str, ...]:
     """The one form that every line of a file has."""
     found: tuple[str, ...] | None = None
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # a string may hold other ends of lines
     except OSError as error:
         raise RecordError(f"a readable file {file}", str(error.strerror or error), "check the path") from error
+    except UnicodeError as error:
+        raise RecordError(f"UTF-8 in {file}", str(error), "mend the file") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -128,6 +131,9 @@ def run_tasks(
     arguments = _model_arguments(model, base_model)
     files = [Path(task) for task in tasks if _is_file(task)]
     names = [task for task in tasks if not _is_file(task)]
+    twice = sorted(stem for stem, count in Counter(file.stem for file in files).items() if count > 1)
+    if twice:
+        raise InputError("files of different names, after which tasks are named", f"{twice[0]} twice", "rename one")
     with tempfile.TemporaryDirectory(prefix="sisa-tasks-") as scratch:
         configs = [task_config(file, Path(scratch) / "cache") for file in files]
         for config in configs:

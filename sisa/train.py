@@ -50,6 +50,7 @@ def train(
     *,
     strict: bool = False,
     readmit: Collection[str] = (),
+    join_trunk: bool = False,
     restart_shards: bool = False,
     executor: Executor | None = None,
     trainer: SliceTrainer | None = None,
@@ -64,6 +65,7 @@ def train(
         data: files to read.
         strict: refuse tombstoned records instead of leaving them out.
         readmit: IDs of deleted records to be taken in again, as new versions.
+        join_trunk: take records too that belong to the trunk of what is trained already: everything is trained anew.
         restart_shards: begin shards anew whose unfinished chain belongs to another environment class.
         executor, trainer: in place of those that the configuration names.
         report: told of every step that ends.
@@ -75,7 +77,7 @@ def train(
     trainer = trainer or session.trainer()
     with session.driving():
         session.workspace.sweep()
-        ingested = take_in(session, data, trainer, strict=strict, readmit=readmit)
+        ingested = take_in(session, data, trainer, strict=strict, readmit=readmit, join_trunk=join_trunk)
         session.workspace.pinned()
         reconciled = finish_requests(session, executor, trainer, report, restart_shards=restart_shards)
     reconciled.raise_errors()

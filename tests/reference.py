@@ -28,10 +28,11 @@ def by_peft(session: Session, heads: Sequence[ServedHead] | None = None) -> list
     live = session.workspace.book.live()
     files = [live[head.head.checkpoint].files for head in (heads_of(session) if heads is None else heads)]
     paths = [str(session.workspace.store.path(each)) for each in files]
+    dtype = getattr(torch, session.recipe.dtype)
     if session.recipe.task == "causal-lm":
-        return [AutoPeftModelForCausalLM.from_pretrained(path).eval() for path in paths]
+        return [AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype).eval() for path in paths]
     load = AutoPeftModelForSequenceClassification.from_pretrained
-    return [load(path, num_labels=len(session.recipe.labels)).eval() for path in paths]
+    return [load(path, num_labels=len(session.recipe.labels), dtype=dtype).eval() for path in paths]
 
 
 @torch.no_grad()

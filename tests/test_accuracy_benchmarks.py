@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import accuracy_by_shards, accuracy_tables, inference_cost, tables
 from benchmarks.accuracy_by_shards import Sizes, Task, Training, banking, measure, measure_all, tofu
@@ -16,6 +17,7 @@ from benchmarks.data import synthetic_records
 from benchmarks.passes import all_passes
 from orchestration.inline import InlineExecutor
 from sisa.choices import AGGREGATIONS
+from sisa.predict import Predictor
 from sisa.session import open_session
 
 INLINE = InlineExecutor()
@@ -182,6 +184,20 @@ def test_every_side_answers_and_its_memory_is_that_of_a_process_of_its_own(tmp_p
         assert found[base]["memory"].keys() == {"ensemble", "base", "adapters", "caches"}
     assert found["encoder"]["memory"]["caches"] == 0 < found["llama"]["memory"]["caches"]
     assert accuracy_tables.inference_cost(found).count("\n") == 7
+
+
+def test_times_of_sides_that_answer_otherwise_are_none() -> None:
+    one, other = torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 0.0]])
+    mean = (one.softmax(-1) + other.softmax(-1)).div(2).log()
+    inference_cost.check_together([mean], [[one], [other]])
+    with pytest.raises(RuntimeError, match="do not answer the same"):
+        inference_cost.check_together([(one + other) / 2], [[one], [other]])
+
+
+def test_the_base_alone_reads_no_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Predictor, "held", lambda _: pytest.fail("a head was read"))
+    monkeypatch.setattr(inference_cost.Asked, "_plain", lambda _: torch.nn.Identity())
+    inference_cost.Asked(None, [], 0).side("base")  # type: ignore[arg-type]  # nothing of a session is asked
 
 
 def test_an_inference_that_costs_too_much_is_shown_as_such() -> None:

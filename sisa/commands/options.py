@@ -66,10 +66,13 @@ def admission_options(command: Command) -> Command:
     """What may be taken in, handed on together as ``admission``."""
 
     @wraps(command)
-    def packed(strict: bool, readmit: tuple[str, ...], **arguments: Any) -> None:
-        command(admission={"strict": strict, "readmit": readmit}, **arguments)
+    def packed(strict: bool, readmit: tuple[str, ...], join_trunk: bool, **arguments: Any) -> None:
+        command(admission={"strict": strict, "readmit": readmit, "join_trunk": join_trunk}, **arguments)
 
     for option in (
+        click.option(
+            "--join-trunk", is_flag=True, help="Take permanent records of generation 0 too: everything is trained anew."
+        ),
         click.option(
             "--readmit", multiple=True, metavar="ID", help="Take a deleted record in again, as a new version."
         ),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from shards.errors import RecordError
 from shards.trunk import TRUNK
 from sisa.audit import audit_everything
 from sisa.certificate import certificate_path
@@ -42,7 +43,7 @@ def test_a_record_that_returns_joins_the_trunk_only_if_its_file_says_the_first_g
     number, trunk = number_of(gone), {step.key for step in trunk_of(session)}
     values = {"generation": 0} if declared else {}
     again = write_file(memory_path / "again.jsonl", [number], permanent=[number], **values)
-    taken = retrain(session, again, readmit=[gone])
+    taken = retrain(session, again, readmit=[gone], join_trunk=declared)
     assert (taken.added, taken.readmitted, taken.joined_trunk) == (1, 1, int(declared))
     assert held(session)[gone] == 2
     assert (places(session)[gone] == TRUNK) is declared
@@ -59,7 +60,11 @@ def test_permanent_records_of_later_are_told_of_only_where_they_join_the_trunk(
     assert (ordinary.added, ordinary.joined_trunk) == (1, 0), "of a later generation"
     assert before <= session.workspace.book.live().keys()
     late = write_file(memory_path / "first.jsonl", range(21, 24), permanent=range(21, 24), generation=0)
-    assert retrain(session, late).joined_trunk == 3
+    before_it = session.workspace.ledger.head()
+    with pytest.raises(RecordError, match=r"first\.jsonl:1: ID 'r21' belongs to the trunk.*--join-trunk"):
+        retrain(session, late)
+    assert session.workspace.ledger.head() == before_it
+    assert retrain(session, late, join_trunk=True).joined_trunk == 3
     assert {places(session)[f"r{number}"] for number in range(21, 24)} == {TRUNK}
     assert not {head.checkpoint for head, _ in session.workspace.book.served()} & before
     assert_lawful(session)

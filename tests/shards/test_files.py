@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
 from shards import files
 from shards.errors import StorageError
-from shards.files import copied_beside, move_tree, replace_file, storage, write_new
+from shards.files import copied_beside, move_tree, remove, replace_file, storage, write_new
 
 
 def test_a_replaced_file_holds_the_new_content_and_leaves_no_other_file(tmp_path: Path) -> None:
@@ -103,3 +105,35 @@ def test_a_copy_that_fails_leaves_nothing_there(when: str, tmp_path: Path, monke
     with pytest.raises(StorageError), storage("go on"), copied_beside(source, target):
         never(source)
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_directory_into_which_somebody_writes_is_removed_all_the_same(tmp_path: Path) -> None:
+    directory, stop = tmp_path / "d", Event()
+    directory.mkdir()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            with contextlib.suppress(OSError):
+                (directory / f"{number}").write_bytes(b"1")
+
+    writer = Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(50):
+            assert remove(directory)
+            assert not directory.exists()
+            directory.mkdir()
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_a_directory_that_cannot_be_removed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(_: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    monkeypatch.setattr("shards.files.shutil.rmtree", never)
+    with pytest.raises(OSError, match="not empty"):
+        remove(made(tmp_path / "d"))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
-from shards.errors import ConfigError, InputError, IntegrityError
+from shards.errors import ConfigError, InputError, IntegrityError, RecordError
 from shards.workspace import WEIGHTS_FILE
 from sisa import adapter, aggregate
 from sisa.aggregate import answer_scores, classify, ensemble, generate, shard_logits
 from sisa.base_model import load_tokenizer
 from sisa.ensemble import POOLINGS, pool
+from sisa.export_model import Wish, export_model
 from sisa.one_by_one import OneByOne
 from sisa.predict import Predictor
 from sisa.session import Session, open_session
@@ -58,6 +60,58 @@ def test_every_shards_scores_are_those_of_its_adapter_loaded_by_peft(classifier:
     assert ours.dtype == torch.float64
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
     assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
+
+
+def test_over_a_base_of_less_precision_too_a_shards_scores_are_what_peft_rounds_to(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    import torch
+
+    workspace = trained(tmp_path, "causal-lm", tiny_llama, shards=3, slices=1, dtype="bfloat16")
+    tokens = torch.tensor([[1, 40, 41, 42, 43, 2]])
+    with open_session(workspace) as session, torch.no_grad():
+        ours = ensemble(session, heads_of(session))(input_ids=tokens).shard_logits[:, 0]
+        theirs = torch.stack([model(input_ids=tokens).logits[0] for model in by_peft(session)])
+    assert theirs.dtype == torch.bfloat16
+    assert torch.allclose(ours.float(), theirs.float(), rtol=0, atol=1e-5)
+    assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    base = tmp_path / "base"
+    words = save_tokenizer(base, "causal-lm")
+    GPT2LMHeadModel(GPT2Config(vocab_size=words, n_positions=64, n_embd=32, n_head=4, n_layer=2)).save_pretrained(base)
+    workspace = trained(tmp_path, "causal-lm", base, slices=1, max_new_tokens=8, max_length=32)
+    fits, long = {"prompt": "x" * 55}, {"prompt": "x" * 56}  # and a token that begins every text
+    with open_session(workspace) as session:
+        assert len(generate(session, heads_of(session), [fits])) == 1
+        said = r"at most 56 tokens.*leaving 8 of the base's 64(.|\n)*57 tokens in input 2"
+        with pytest.raises(RecordError, match=said):
+            generate(session, heads_of(session), [fits, long])
+        with pytest.raises(RecordError, match="65 tokens in input 1"):
+            export_model(session, Wish("model", probe=[{"prompt": "x" * 64}]), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_threads_that_ask_other_heads_wait_for_each_other(classifier: Path) -> None:
+    import torch
+
+    with open_session(classifier) as session:
+        heads = heads_of(session)
+        expected = shard_logits(session, heads[1:], INPUTS)
+        found: list[Any] = []
+        other = Thread(target=lambda: found.append(shard_logits(session, heads[1:], INPUTS)))
+        with aggregate._serving(session, heads[:1]) as served:
+            other.start()
+            other.join(0.5)
+            assert other.is_alive()
+            assert not found
+            mine = served.logits(INPUTS)
+        other.join()
+        assert torch.equal(mine, shard_logits(session, heads[:1], INPUTS))
+    assert torch.equal(found[0], expected)
 
 
 @pytest.mark.parametrize("how", POOLINGS)

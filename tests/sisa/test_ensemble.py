@@ -43,6 +43,11 @@ def upper_writer(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> 
     return trained(tmp_path_factory.mktemp("upper"), "causal-lm", tiny_llama, shards=3, slices=1, layers="last-1")
 
 
+@pytest.fixture(scope="module")
+def coarse_writer(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    return trained(tmp_path_factory.mktemp("coarse"), "causal-lm", tiny_llama, shards=3, slices=1, dtype="bfloat16")
+
+
 @pytest.fixture(autouse=True)
 def without_gradients() -> Iterator[None]:
     import torch
@@ -145,15 +150,15 @@ def test_the_softmax_of_the_logits_is_the_pooled_probabilities(classifier: Path,
     assert (model.config.id2label, model.config.num_labels) == ({0: "billing", 1: "login", 2: "refund"}, 3)
 
 
-@pytest.mark.parametrize("task", ["classification", "causal-lm"])
+@pytest.mark.parametrize("kind", ["classifier", "writer", "upper_writer", "coarse_writer"])
 def test_a_shards_rows_are_the_same_bits_whatever_the_other_shards_hold(
-    task: str, classifier: Path, writer: Path
+    kind: str, classifier: Path, writer: Path, upper_writer: Path, coarse_writer: Path
 ) -> None:
     import torch
     from safetensors.torch import load, save
 
     def passes(model: Any) -> list[Any]:
-        if task == "classification":
+        if kind == "classifier":
             return [model(input_ids=ids, attention_mask=mask).shard_logits]
         first = model(input_ids=ids, attention_mask=mask, use_cache=True)
         longer = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
@@ -162,7 +167,8 @@ def test_a_shards_rows_are_the_same_bits_whatever_the_other_shards_hold(
 
     ids = torch.tensor([[1, 40, 41, 42, 43, 2], [0, 0, 1, 50, 51, 2]])
     mask = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
-    with open_session(classifier if task == "classification" else writer) as session:
+    places = {"classifier": classifier, "writer": writer, "upper_writer": upper_writer, "coarse_writer": coarse_writer}
+    with open_session(places[kind]) as session:
         heads = heads_of(session)
         before = passes(ensemble(session, heads))
         noise = {name: torch.randn_like(tensor) for name, tensor in load(heads[0].weights).items()}

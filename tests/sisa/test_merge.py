@@ -321,6 +321,30 @@ def test_a_method_of_mergekits_gives_what_mergekit_makes_of_folded_models(
         assert ours.error is None
 
 
+def by_settings(method: str, *updates: list[float]) -> list[float]:
+    """What our settings make of these updates of a base of zeros, by mergekit."""
+    import torch
+    from mergekit.merge_methods.api import merge_state_dicts
+
+    models = {f"shard {at}": {"w": torch.tensor(update)} for at, update in enumerate(updates)}
+    base = {"base": {"w": torch.zeros(len(updates[0]))}}
+    settings = PARAMETERS[method] | {"weight": [1 / len(updates)] * len(updates)}
+    found: list[float] = merge_state_dicts(base | models, method, base="base", parameters=settings)["w"].tolist()
+    return found
+
+
+def test_our_settings_of_mergekits_methods_do_what_the_documents_say() -> None:
+    # The larger half of each; then of those that agree with the sign of the sum, the mean.
+    assert by_settings("ties", [4, -3, 1, 0.5], [2, 5, -1, 0.1]) == pytest.approx([3, 5, 0, 0])
+    kept = by_settings("breadcrumbs", [float(number) for number in range(1, 1001)])
+    assert [number for number, value in enumerate(kept, 1) if value == 0] == [*range(1, 91), *range(991, 1001)]
+    assert kept[90:990] == [float(number) for number in range(91, 991)]
+    for method in ("dare_linear", "dare_ties"):
+        drawn = by_settings(method, [1.0] * 4000)
+        assert sorted(set(drawn)) == [0.0, pytest.approx(2.0, abs=0.1)]  # scaled by what was really kept
+        assert 0.45 < drawn.count(0.0) / len(drawn) < 0.55
+
+
 def test_linear_and_task_arithmetic_are_the_exact_mean(kind: Trained) -> None:
     exact = kind.merge("cat").tensors
     for method in ("linear", "task_arithmetic"):

@@ -11,7 +11,6 @@ from sisa.metrics import (
     Rouge,
     accuracy,
     answer_probability,
-    auc,
     brier,
     calibration_error,
     classification,
@@ -97,11 +96,3 @@ def test_rouge_l_is_what_the_reference_program_gives(answer: str, reference: str
 
 def test_rouge_l_of_nothing_is_nothing() -> None:
     assert rouge_l("", "a") == rouge_l("a", "") == rouge_l("?", "!") == Rouge(0.0, 0.0)
-
-
-def test_auc_is_the_share_of_pairs_in_order_and_a_tie_is_half_a_pair() -> None:
-    positives, negatives = [3.0, 1.0, 2.0], [2.0, 0.0]
-    pairs = [1.0 if one > other else 0.5 if one == other else 0.0 for one in positives for other in negatives]
-    assert auc(positives, negatives) == pytest.approx(sum(pairs) / len(pairs))
-    assert auc([1.0], [1.0]) == 0.5
-    assert auc([0.0], [1.0]) == 0

@@ -76,6 +76,25 @@ def test_broken_json_and_a_missing_file_are_named(tmp_path: Path) -> None:
         task_config(tmp_path / "none.jsonl", tmp_path)
 
 
+def test_a_text_with_other_ends_of_lines_is_one_line(tmp_path: Path) -> None:
+    odd = QUESTIONS[0] | {"query": "one\u2028two\x85three"}
+    (tmp_path / "t.jsonl").write_text(json.dumps(odd, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert task_config(tmp_path / "t.jsonl", tmp_path)["doc_to_choice"] == "choices"
+    (tmp_path / "t.jsonl").write_bytes(b"\xff\n")
+    with pytest.raises(RecordError, match="UTF-8"):
+        task_config(tmp_path / "t.jsonl", tmp_path)
+
+
+def test_files_of_one_name_are_refused(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    places = [tmp_path / name for name in ("a", "b")]
+    for place in places:
+        place.mkdir()
+    files = [str(written(place / "arc.jsonl", *QUESTIONS)) for place in places]
+    with pytest.raises(InputError, match="arc twice"):
+        run_tasks(tiny_llama, files)
+
+
 def test_without_lm_eval_the_extra_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingDependencyError, match=r"sisa\[eval\]"):
