@@ -108,7 +108,7 @@ WHOLE = Sizes(
         Training(8, epochs=3),
         Training(8, epochs=3, trunk=True),
         *(Training(8, 4, rehearsal, epochs=3) for rehearsal in (0.0, 0.25, 1.0)),
-        Training(8, epochs=3, values={"learning_rate": 2e-3}),
+        Training(8, epochs=3, values={"schedule": "constant", "learning_rate": 1e-3}),
         Training(8, epochs=3, values={"lora_rank": 16, "lora_alpha": 32}),
     ),
     10,
@@ -189,7 +189,8 @@ def banking(data: Path, sizes: Sizes) -> Task:
         ]
     held_out = [tests[number * len(tests) // sizes.held_out] for number in range(sizes.held_out)]
     rows = [{"id": record.id} | record.fields() for record in records]
-    return Task("classification", "minilm", rows, held_out, {"labels": list(labels_of(every))})
+    values = {"labels": list(labels_of(every)), "schedule": "linear", "learning_rate": 2e-3}
+    return Task("classification", "minilm", rows, held_out, values)
 
 
 def tofu(data: Path, sizes: Sizes) -> Task:

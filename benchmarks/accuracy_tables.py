@@ -163,5 +163,5 @@ def _training(training: Mapping[str, Any]) -> str:
         words.append(f"{training['slices']} slices, rehearsal {training['rehearsal']:g}")
     if training["trunk"]:
         words.append("a fifth of the records in a trunk")
-    words += [f"{name} {value:g}" for name, value in training["values"].items() if name != "lora_alpha"]
+    words += [f"{name} {value}" for name, value in training["values"].items() if name != "lora_alpha"]
     return ", ".join(words)
