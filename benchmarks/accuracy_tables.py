@@ -24,7 +24,7 @@ def accuracy_by_shards(result: dict[str, Any]) -> str:
                 f"{alone['mean']:.1%}" + (f" ({alone['lowest']:.1%} to {alone['highest']:.1%})" if _many(row) else ""),
                 *(f"{found[how]['accuracy']:.1%}" for how in AGGREGATIONS),
                 f"{found['mean']['log_loss']:.3f}",
-                f"{1000 * found['mean']['seconds'] / row['held_out']:.1f} s",
+                str(found["mean"]["passes"]),
             ]
         )
     head = [
@@ -34,7 +34,7 @@ def accuracy_by_shards(result: dict[str, Any]) -> str:
         "a shard alone",
         *AGGREGATIONS,
         "log-loss of mean",
-        "1,000 answers",
+        "passes an answer",
     ]
     return table(head, lines)
 
@@ -122,6 +122,14 @@ def inference_cost(result: dict[str, Any]) -> str:
             ],
         ]
     return table(["question", "wanted", "measured", "holds"], lines)
+
+
+def inference_cost_by_shards(result: dict[str, Any]) -> str:
+    """What a label by all shards in one pass costs, in passes of the base."""
+    found = sorted(result["encoder_by_shards"].items(), key=lambda item: int(item[0]))
+    return table(
+        ["shards", "time of the ensemble, over the base's"], [[shards, _range(each)] for shards, each in found]
+    )
 
 
 def _range(ratio: Mapping[str, float]) -> str:

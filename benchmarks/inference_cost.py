@@ -10,9 +10,10 @@ encoder, and on made-up conversations over a small Llama. Then, by turns in roun
     folded      a merge (``cat``) folded into full weights
     base        the base alone
 
-For the Llama, answers are generated greedily, token by token, each side with caches of its own. Memory is the peak of
-a fresh process that answers, above what it had when its libraries were imported: the ensemble's, and one plain model's
-plus the bytes of adapters and caches. ``--quick`` runs the same code on tiny bases; its figures mean nothing.
+The encoder's ensemble is asked with 1, 4 and 16 shards too, against the base. For the Llama, answers are generated
+greedily, token by token, each side with caches of its own. Memory is the peak of a fresh process that answers, above
+what it had when its libraries were imported: the ensemble's, and one plain model's plus the bytes of adapters and
+caches. ``--quick`` runs the same code on tiny bases; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -67,8 +68,9 @@ class Sizes:
     rounds: int
 
 
-WHOLE = Sizes(64, 64, 48, 7)
-QUICK = Sizes(64, 4, 3, 1)
+WHOLE = Sizes(192, 64, 48, 7)
+QUICK = Sizes(192, 4, 3, 1)
+OTHERS = (1, 4, 16)  # shards that are asked too, for labels
 
 
 class Asked:
@@ -194,12 +196,12 @@ def inputs_of(session: Session, texts: int) -> list[dict[str, torch.Tensor]]:
     ]
 
 
-def trained(base: Base, directory: Path, records: int) -> Path:
-    """A workspace of eight shards, trained on some records."""
-    data, workspace = directory / "records.jsonl", directory / "workspace"
+def trained(base: Base, directory: Path, records: int, shards: int = SHARDS) -> Path:
+    """A workspace of so many shards, trained on some records."""
+    data, workspace = directory / "records.jsonl", directory / f"workspace-{shards}"
     write_jsonl(data, spread(base.records, records))
     values = {name: value for name, value in base.values.items() if not name.endswith("_digest")}
-    initialise(workspace, base_model=str(base.path), data=[data], values=values)
+    initialise(workspace, base_model=str(base.path), data=[data], values=values | {"shards": shards})
     with open_session(workspace, executor="inline") as session:
         train(session, executor=InlineExecutor())
     return workspace
@@ -222,9 +224,20 @@ def measure(workspace: Path, sizes: Sizes, *, generates: bool) -> dict[str, Any]
         "tokens": sizes.tokens if generates else None,
         "ensemble_over_separate": _times(rounds, "ensemble", "separate"),
         "folded_over_base": _times(rounds, "folded", "base"),
+        "ensemble_over_base": _times(rounds, "ensemble", "base"),
         "memory": _memory(workspace, sizes, adapters, generates=generates),
         "rounds": rounds,
     }
+
+
+def over_base(workspace: Path, sizes: Sizes) -> dict[str, float]:
+    """How many times as long as the base the ensemble takes to label."""
+    with open_session(workspace, executor="inline") as session:
+        asked = Asked(session, inputs_of(session, sizes.texts), 0)
+        sides = {name: asked.side(name) for name in ("ensemble", "base")}
+        for ask in sides.values():
+            ask()
+        return _times([_round(sides, number) for number in range(sizes.rounds)], "ensemble", "base")
 
 
 def _round(sides: Mapping[str, Callable[[], Any]], number: int) -> dict[str, Any]:
@@ -305,8 +318,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, make in makers.items():
             directory = Path(scratch) / name
             (directory / "base").mkdir(parents=True)
-            workspace = trained(make(directory / "base"), directory, sizes.records)
+            base = make(directory / "base")
+            workspace = trained(base, directory, sizes.records)
             document[name] = measure(workspace, sizes, generates=name == "llama")
+            if name == "encoder":
+                document["encoder_by_shards"] = {
+                    str(shards): over_base(trained(base, directory, sizes.records, shards), sizes) for shards in OTHERS
+                } | {str(SHARDS): document[name]["ensemble_over_base"]}
             for what in ("ensemble_over_separate", "folded_over_base"):
                 found = document[name][what]
                 print(f"{name} {what} {found['median']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f})")

@@ -19,6 +19,7 @@ from benchmarks.accuracy_tables import (
     accuracy_by_shards_merges,
     accuracy_by_shards_wanted,
     inference_cost,
+    inference_cost_by_shards,
 )
 from benchmarks.leakage_tables import leakage, leakage_environment
 from benchmarks.markdown import holds, mib, table
@@ -358,6 +359,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "executor_throughput": executor_throughput,
     "gpu_training_speed": gpu_training_speed,
     "inference_cost": inference_cost,
+    "inference_cost_by_shards": inference_cost_by_shards,
     "leakage": leakage,
     "leakage_environment": leakage_environment,
     "scheduler_simulation": scheduler_simulation,

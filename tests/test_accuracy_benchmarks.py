@@ -184,6 +184,12 @@ def test_every_side_answers_and_its_memory_is_that_of_a_process_of_its_own(tmp_p
         assert found[base]["memory"].keys() == {"ensemble", "base", "adapters", "caches"}
     assert found["encoder"]["memory"]["caches"] == 0 < found["llama"]["memory"]["caches"]
     assert accuracy_tables.inference_cost(found).count("\n") == 7
+    assert [line.split()[1] for line in accuracy_tables.inference_cost_by_shards(found).splitlines()[2:]] == [
+        "1",
+        "4",
+        "8",
+        "16",
+    ]
 
 
 def test_times_of_sides_that_answer_otherwise_are_none() -> None:
