@@ -184,7 +184,7 @@ def test_deletions_in_trunk_and_shards_equal_a_fresh_run(memory_path: Path, lane
     session = opened(memory_path, trainer, shards=shards)
     forget(session, first_of(trunk_of(session)), trainer=trainer)
     joining = write_file(memory_path / "joining.jsonl", range(16, 18), permanent=range(16, 18), generation=0)
-    train(session, [joining], executor=INLINE, trainer=trainer)
+    train(session, [joining], join_trunk=True, executor=INLINE, trainer=trainer)
     assert {places(session)[name] for name in ("r16", "r17")} == {TRUNK}, "declared to be of the first generation"
     forget(session, ordinary(session, 0), first_of(trunk_of(session), -1), trainer=trainer)
     train(session, [memory_path / "first.jsonl"], executor=INLINE, trainer=trainer)
