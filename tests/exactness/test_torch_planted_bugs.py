@@ -222,6 +222,7 @@ def restored_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_planted_thread_count_of_the_process_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored_threads: None
 ) -> None:

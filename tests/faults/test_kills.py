@@ -57,7 +57,8 @@ def toy_data(memory_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("step", [pytest.param("train", marks=pytest.mark.slow), "delete"])
+@pytest.mark.slow  # test_calls.py kills at every call, these at every act of ours, with half of a file too
+@pytest.mark.parametrize("step", ["train", "delete"])
 def test_killed_at_any_durable_act_it_finishes_when_run_again(
     step: str, toy_kills: Order, toy_data: Path, memory_path: Path
 ) -> None:

@@ -201,6 +201,7 @@ def test_nodes_come_and_go_in_mid_training_and_the_result_equals_inline(cluster:
     assert contents(scene.path) == contents(scene.inline)
 
 
+@pytest.mark.slow
 def test_a_worker_out_of_reach_that_comes_back_after_the_purge_writes_nothing(cluster: Cluster, scene: Scene) -> None:
     """Its node falls silent once the step is trained and found to be in the plan still, and is given up.
 
@@ -393,6 +394,7 @@ def test_a_chain_goes_on_in_its_class_on_the_node_that_has_it(cluster: Cluster, 
     assert contents(scene.path)[0].keys() == contents(scene.inline)[0].keys()
 
 
+@pytest.mark.slow
 def test_a_chain_whose_class_is_nowhere_ends_and_the_others_go_on(cluster: Cluster, begun_elsewhere: Scene) -> None:
     scene = begun_elsewhere
     with nodes(cluster, "toy"):

@@ -55,7 +55,7 @@ FAULTS: dict[str, dict[str, int]] = {
     "half stored": {"shorten": 11},
     "stale listings": {"stale": 1},
 }
-SLOW = ("slow", "lost answers", "interrupted uploads", "half stored", "stale listings")
+SLOW = ("well behaved", "slow", "lost answers", "interrupted uploads", "half stored", "stale listings")
 PATIENCE = 12  # runs until a command must have come through
 
 

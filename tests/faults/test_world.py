@@ -335,6 +335,7 @@ def salts(workspace: Path) -> set[bytes]:
         return {stored.salt for part in opened.parts() for stored in opened.vault.read(part)}
 
 
+@pytest.mark.slow
 def test_no_file_outside_the_vault_holds_an_id_a_subject_a_text_a_name_or_a_salt(
     classification: Site, ray_cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

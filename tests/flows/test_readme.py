@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestration.inline import InlineExecutor
 from sisa.cli import main
 from sisa.demo import invented_tickets
+from sisa.session import Session
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -21,10 +23,18 @@ def documented_commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_every_command_of_the_readme_works_and_its_two_workspaces_come_out_equal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    executor: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if executor == "ray":  # as the README has it
+        request.getfixturevalue("ray_cluster")
+    else:
+        monkeypatch.setattr(Session, "executor", lambda _: InlineExecutor())
     monkeypatch.chdir(tmp_path)
     records = "".join(json.dumps(ticket) + "\n" for ticket in invented_tickets()[:40])
     Path("my-records.jsonl").write_text(records)

@@ -367,6 +367,7 @@ def test_train_and_delete_in_lanes_on_ray_equal_fresh_runs_side_by_side_and_alon
     session.workspace.close()
 
 
+@pytest.mark.slow
 def test_the_lanes_of_a_worker_that_died_are_trained_by_the_next_one(tmp_path: Path) -> None:
     session, graves = lanes_setting(tmp_path), tmp_path / "deaths"
     graves.mkdir()
