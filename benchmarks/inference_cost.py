@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 RESULT = Path(__file__).parent / "results" / "inference_cost.json"
 BATCH = 8
+LONGEST = 512  # tokens of a conversation: of some, nothing to learn is left in fewer
 SIDES = ("ensemble", "separate", "folded", "base")
 
 
@@ -200,8 +201,10 @@ def trained(base: Base, directory: Path, records: int, shards: int = SHARDS) -> 
     """A workspace of so many shards, trained on some records."""
     data, workspace = directory / "records.jsonl", directory / f"workspace-{shards}"
     write_jsonl(data, spread(base.records, records))
-    values = {name: value for name, value in base.values.items() if not name.endswith("_digest")}
-    initialise(workspace, base_model=str(base.path), data=[data], values=values | {"shards": shards})
+    values = {name: value for name, value in base.values.items() if not name.endswith("_digest")} | {"shards": shards}
+    if values["task"] == "causal-lm":
+        values["max_length"] = LONGEST
+    initialise(workspace, base_model=str(base.path), data=[data], values=values)
     with open_session(workspace, executor="inline") as session:
         train(session, executor=InlineExecutor())
     return workspace
