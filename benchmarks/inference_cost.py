@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 RESULT = Path(__file__).parent / "results" / "inference_cost.json"
 BATCH = 8
-LONGEST = 512  # tokens of a conversation: of some, nothing to learn is left in fewer
+LONGEST = 200  # characters of a prompt: something of the answer must be left within the recipe's max_length
 SIDES = ("ensemble", "separate", "folded", "base")
 
 
@@ -200,10 +200,9 @@ def inputs_of(session: Session, texts: int) -> list[dict[str, torch.Tensor]]:
 def trained(base: Base, directory: Path, records: int, shards: int = SHARDS) -> Path:
     """A workspace of so many shards, trained on some records."""
     data, workspace = directory / "records.jsonl", directory / f"workspace-{shards}"
-    write_jsonl(data, spread(base.records, records))
+    short = [record for record in base.records if len(record.fields().get("prompt", "")) <= LONGEST]
+    write_jsonl(data, spread(short, records))
     values = {name: value for name, value in base.values.items() if not name.endswith("_digest")} | {"shards": shards}
-    if values["task"] == "causal-lm":
-        values["max_length"] = LONGEST
     initialise(workspace, base_model=str(base.path), data=[data], values=values)
     with open_session(workspace, executor="inline") as session:
         train(session, executor=InlineExecutor())
