@@ -287,7 +287,6 @@ def _fill(kept: _Kept, weights: Sequence[bytes], records: Sequence[int]) -> None
         kept.model.base.heads = weights
         kept.model.hold([{} for _ in weights], records)
         return
-    adapters = [read_tensors(each) for each in weights]
-    for tensors in adapters:
-        check_forms(tensors, kept.forms)
-    kept.model.hold(adapters, records)
+    for each in weights:  # all, before any is taken; and one at a time, for many are as large as the base
+        check_forms(read_tensors(each), kept.forms)
+    kept.model.hold(map(read_tensors, weights), records)

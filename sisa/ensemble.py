@@ -10,7 +10,7 @@ one fixed shape, whatever a shard holds, so a shard's rows are the same bits wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
@@ -281,27 +281,36 @@ class _Ensemble(PreTrainedModel):  # type: ignore[misc]
         layer.shard_up = nn.Parameter(torch.empty(shards, out, rank, dtype=torch.float32, device=where))
         layer.register_forward_hook(_Adapted(self._rows, scale))
 
-    def hold(self, adapters: Sequence[Mapping[str, torch.Tensor]], records: Sequence[int]) -> None:
-        """Hold these adapters and no others.
+    def hold(self, adapters: Iterable[Mapping[str, torch.Tensor]], records: Sequence[int]) -> None:
+        """Hold these adapters and no others; of those that are made as they are asked for, one is there at a time.
 
         Args:
             adapters: each shard's tensors, named as PEFT saves them.
             records: how many records stand behind each.
         """
-        self.config.shards, self.config.records = len(adapters), list(records)
-        self._rows.shards = len(adapters)
+        self.config.shards, self.config.records = len(records), list(records)
+        self._rows.shards = len(records)
+        for name in self.config.copied:
+            self.base.get_submodule(name).hold(len(records))
+        for number, adapter in enumerate(adapters):
+            self._take(number, adapter)
+
+    def _take(self, number: int, adapter: Mapping[str, torch.Tensor]) -> None:
         for name in self.config.adapted:
             layer = self.base.get_submodule(name)
             for factor, end in (("shard_down", _LORA_A), ("shard_up", _LORA_B)):
-                stacked = torch.stack([adapter[f"{_PREFIX}{name}{end}"] for adapter in adapters])
-                setattr(layer, factor, nn.Parameter(stacked.to(layer.weight.device), requires_grad=False))
+                tensor = adapter[f"{_PREFIX}{name}{end}"]
+                if not number:
+                    shape = (self.config.shards, *tensor.shape)
+                    empty = torch.empty(shape, dtype=tensor.dtype, device=layer.weight.device)
+                    setattr(layer, factor, nn.Parameter(empty, requires_grad=False))
+                getattr(layer, factor).data[number] = tensor
         for name in self.config.copied:
-            copies, start = self.base.get_submodule(name), f"{_PREFIX}{name}."
-            copies.hold(len(adapters))
-            for copy, adapter in zip(copies.shard_copies, adapters, strict=True):
-                own = {each.removeprefix(start): adapter[each] for each in adapter if each.startswith(start)}
-                for each, tensor in own.items():
-                    copy.get_parameter(each).data = tensor.to(copy.get_parameter(each).device)
+            copy, start = self.base.get_submodule(name).shard_copies[number], f"{_PREFIX}{name}."
+            for each in adapter:
+                if each.startswith(start):
+                    own = copy.get_parameter(each.removeprefix(start))
+                    own.data = adapter[each].to(own.device)
 
     def shards(self, **inputs: Any) -> Any:
         """The base's output for every shard's rows, shard after shard.
