@@ -101,6 +101,7 @@ WHOLE = Sizes(
     3_080,
     (
         Training(1, epochs=3),
+        Training(1, epochs=3, values={"schedule": "constant", "learning_rate": 1e-3}),
         Training(1, epochs=6),
         Training(8, epochs=10, merged=True),
         Training(4, epochs=6, merged=True),
@@ -108,7 +109,6 @@ WHOLE = Sizes(
         Training(8, epochs=3),
         Training(8, epochs=3, trunk=True),
         *(Training(8, 4, rehearsal, epochs=3) for rehearsal in (0.0, 0.25, 1.0)),
-        Training(8, epochs=3, values={"schedule": "constant", "learning_rate": 1e-3}),
         Training(8, epochs=3, values={"lora_rank": 16, "lora_alpha": 32}),
     ),
     10,

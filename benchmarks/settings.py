@@ -25,6 +25,7 @@ def recipe_values(shards: int, slices: int, rehearsal: float) -> dict[str, Any]:
         "batch_size": BATCH,
         "max_length": MAX_LENGTH,
         "learning_rate": LEARNING_RATE,
+        "schedule": "constant",
         "max_grad_norm": MAX_GRAD_NORM,
         "lora_rank": LORA_RANK,
         "lora_alpha": LORA_ALPHA,

@@ -60,7 +60,7 @@ class Recipe(_Section):
     accumulation: int = Field(default=1, ge=1, description="passes per optimiser update")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="course of the learning rate within one step"
+        default="linear", description="course of the learning rate within one step; linear: down to nothing"
     )
     warmup_updates: int = Field(default=0, ge=0, description="updates of linear warm-up at the start of each step")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay")

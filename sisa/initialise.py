@@ -80,6 +80,8 @@ def _proposed(directory: Path, given: Mapping[str, Any], data: Sequence[Path]) -
         if task != "classification":
             raise ConfigError("--base-model PATH_OR_ID for causal-lm", "none", "name a causal language model")
         values["base_model"] = PACKAGED
+    if values["base_model"] == PACKAGED:
+        values.setdefault("learning_rate", 2e-3)  # measured for this one: docs/decisions/0022
     path = locate(str(values["base_model"]))
     values["base_model"] = _stable(str(values["base_model"]))
     weights, tokenizer = model_digests(path)

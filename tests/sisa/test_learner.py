@@ -73,7 +73,7 @@ def test_the_same_lesson_gives_the_same_bits_and_each_of_its_parts_matters(task:
         {"learning_rate": 2e-2},
         {"batch_size": 3},
         {"accumulation": 2},
-        {"schedule": "linear"},
+        {"schedule": "constant"},
         {"schedule": "cosine"},
         {"warmup_updates": 2},
         {"weight_decay": 0.1},
