@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import sqrt
 from typing import Any
 
-from benchmarks.markdown import holds, mib, table
+from benchmarks.markdown import NOT_YET, holds, mib, table
 from sisa.choices import AGGREGATIONS
 
 
@@ -46,10 +46,13 @@ def accuracy_by_shards_wanted(result: dict[str, Any]) -> str:
     judged on; of unsharded models the best is.
     """
     rows = result["banking77"]
+    eights = [row for row in plain(rows) if row["training"]["shards"] == 8]
+    if not eights:
+        return NOT_YET
     one = max(
         (row for row in rows if row["training"]["shards"] == 1), key=lambda row: float(_named(row)["mean"]["accuracy"])
     )
-    eight = max((row for row in plain(rows) if row["training"]["shards"] == 8), key=_epochs)
+    eight = max(eights, key=_epochs)
     ours, theirs = (_named(row)["mean"]["accuracy"] for row in (eight, one))
     error = 196 * sqrt(sum(share * (1 - share) / row["held_out"] for share, row in ((ours, eight), (theirs, one))))
     lost = 100 * (theirs - ours)
@@ -91,7 +94,7 @@ def accuracy_by_shards_merges(result: dict[str, Any]) -> str:
 
 def accuracy_by_shards_memorising(result: dict[str, Any]) -> str:
     """How likely the true answers of invented authors are, which each shard learned a part of by heart."""
-    return _merges(result["tofu"], "answer_probability", "{:.3f}")
+    return _merges(result.get("tofu", []), "answer_probability", "{:.3f}")
 
 
 def inference_cost(result: dict[str, Any]) -> str:
@@ -138,6 +141,8 @@ def _range(ratio: Mapping[str, float]) -> str:
 
 def _merges(rows: list[dict[str, Any]], metric: str, form: str) -> str:
     merged = [row for row in rows if any(found["kind"] == "merge" for found in row["results"])]
+    if not merged:
+        return NOT_YET
     names = ["a shard alone (mean)", "ensemble (mean)"]
     methods = list(dict.fromkeys(each["name"] for row in merged for each in row["results"] if each["kind"] == "merge"))
     lines = [[name] for name in names + methods]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.markdown import holds, mib, table
+from benchmarks.markdown import NOT_YET, holds, mib, table
 
 BASES = {"encoder": "MiniLM", "llama": "small Llama", "wide": "small Llama, 32,000 words", "long_llama": "Llama, 0.5B"}
 RETRAINING_WANTED, LANES_WANTED = 1.7, 3.0
@@ -107,7 +107,7 @@ def training_speed_levers(result: Mapping[str, Any]) -> str:
         first = "{with:.1f} s against {without:.1f} s".format(**lever["first_seconds"])
         lines.append([*named, _ratio(found), first, memory, _pays(found, sizes)])
     head = ["lever", "base", "used", "records/s, with / without", "first run, not counted", "peak memory", "pays"]
-    return table(head, lines) if lines else "Not measured yet."
+    return table(head, lines) if lines else NOT_YET
 
 
 def training_speed_shares(result: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from benchmarks.accuracy_tables import (
     inference_cost_by_shards,
 )
 from benchmarks.leakage_tables import leakage, leakage_environment
-from benchmarks.markdown import holds, mib, table
+from benchmarks.markdown import NOT_YET, holds, mib, table
 from benchmarks.provenance import PARTS
 from benchmarks.scheduling_tables import (
     executor_throughput,
@@ -403,7 +403,7 @@ def filled(text: str) -> str:
         if not found:
             raise ValueError(f"{opening} without {closing}")
         result = next((result for stem, result in results.items() if name.startswith(stem)), None)
-        content = "Not measured yet." if result is None else render(result)
+        content = NOT_YET if result is None else render(result)
         text = f"{before}{opening}\n{content}\n{closing}{after}"
     return text
 
