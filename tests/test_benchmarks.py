@@ -122,7 +122,7 @@ def test_a_table_is_replaced_between_its_markers_and_nothing_else(
 def test_the_committed_result_names_its_environment_and_no_path_of_a_machine(path: Path) -> None:
     text = path.read_text()
     result = json.loads(text)
-    rows = [row for part in result.values() if isinstance(part, list) for row in part if "environment" in row]
+    rows = [row for part in ("banking77", "tofu") for row in result.get(part, [])]
     environments = [result["environment"]] if "environment" in result else [row["environment"] for row in rows]
     assert environments
     for environment in environments:
