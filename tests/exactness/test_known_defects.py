@@ -154,7 +154,7 @@ OTHER: Mapping[str, Any] = {
     "base_model_digest": "1" * 64,
     "tokenizer_digest": "1" * 64,
     "labels": ("b", "a"),
-    "schedule": "linear",
+    "schedule": "constant",
     "target_modules": ("query",),
     "end_token": "</s>",
     "dtype": "bfloat16",
