@@ -18,6 +18,7 @@ from sisa.encoding import IGNORED, Example, encode, encode_prompt, end_token_id,
 from sisa.learner import LoraTrainer
 from sisa.loss import lane_losses
 from sisa.served import ServedHead
+from sisa.tensors import read_tensors
 from tests.models import recipe_for
 
 STORIES = Path(__file__).parents[3] / "shared" / "data" / "stories260K"
@@ -189,5 +190,6 @@ def test_stories260k_decodes_its_golden_tokens_through_an_untrained_adapter() ->
     head = ServedHead(Head(0, "", "", "", 1), adapter.dump(), json.loads(adapter.config_json()), 1)
     with torch.inference_mode():
         model = _lanes(recipe, base, head)[0]
+        model.hold([read_tensors(head.weights)], [1])  # it was made with others, to be probed
         made = model.generate(torch.tensor([[1]]), max_new_tokens=len(golden) - 1, do_sample=False)
     assert made[0].tolist() == golden
