@@ -31,7 +31,7 @@ from tests.models import (
     write_rows,
 )
 
-LONG: dict[str, Any] = {"epochs": 25, "rehearsal": 0.25}  # a step lasts long enough to be hit in the middle
+LONG: dict[str, Any] = {"epochs": 12, "rehearsal": 0.25}  # a step lasts long enough to be hit in the middle
 DEADLINE = 240
 
 

@@ -185,7 +185,7 @@ def left_over(mark: str) -> list[str]:
     ("name", "kind"),
     [
         ("train", signal.SIGTERM),
-        ("work", signal.SIGINT),
+        pytest.param("work", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("delete", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("delete", signal.SIGTERM, marks=pytest.mark.slow),
     ],
