@@ -49,9 +49,7 @@ def accuracy_by_shards_wanted(result: dict[str, Any]) -> str:
     eights = [row for row in plain(rows) if row["training"]["shards"] == 8]
     if not eights:
         return NOT_YET
-    one = max(
-        (row for row in rows if row["training"]["shards"] == 1), key=lambda row: float(_named(row)["mean"]["accuracy"])
-    )
+    one = _best_unsharded(rows)
     eight = max(eights, key=_epochs)
     ours, theirs = (_named(row)["mean"]["accuracy"] for row in (eight, one))
     error = 196 * sqrt(sum(share * (1 - share) / row["held_out"] for share, row in ((ours, eight), (theirs, one))))
@@ -65,6 +63,11 @@ def accuracy_by_shards_wanted(result: dict[str, Any]) -> str:
     return table(["question", "wanted", "measured", "holds"], [line])
 
 
+def _best_unsharded(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    unsharded = (row for row in rows if row["training"]["shards"] == 1)
+    return max(unsharded, key=lambda row: float(_named(row)["mean"]["accuracy"]))
+
+
 def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Trainings with nothing but shards and epochs."""
     return [
@@ -75,10 +78,11 @@ def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def by_shards(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Lines of accuracy over the number of shards, each at its training of the most epochs."""
-    longest = {row["training"]["shards"]: row for row in sorted(plain(rows), key=_epochs)}
+    """Lines of accuracy over the number of shards, each at its training of the most epochs; unsharded, at the best."""
+    shown = {row["training"]["shards"]: row for row in sorted(plain(rows), key=_epochs)}
+    shown |= {1: _best_unsharded(plain(rows))} if 1 in shown else {}
     lines: dict[str, list[tuple[int, float]]] = {"one shard alone": [], "ensemble": [], "merged (cat)": []}
-    for shards, row in sorted(longest.items()):
+    for shards, row in sorted(shown.items()):
         found = _named(row)
         lines["one shard alone"].append((shards, row["alone"]["accuracy"]["mean"]))
         lines["ensemble"].append((shards, found["mean"]["accuracy"]))

@@ -44,7 +44,7 @@ from benchmarks.startup_tables import startup
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/threat-model.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/merging.md", "docs/threat-model.md")
 
 
 def deletion_cost(result: dict[str, Any]) -> str:

@@ -16,6 +16,8 @@ from shards.workspace import CONFIG_FILE, Workspace
 from sisa.base_model import PACKAGED, locate, model_digests, pinned_path
 from sisa.config import Settings, make_settings, read_settings, write_settings
 
+_MEASURED = {"learning_rate": 2e-3, "epochs": 6}  # for the packaged encoder: docs/decisions/0022
+
 
 def initialise(
     directory: Path,
@@ -81,7 +83,7 @@ def _proposed(directory: Path, given: Mapping[str, Any], data: Sequence[Path]) -
             raise ConfigError("--base-model PATH_OR_ID for causal-lm", "none", "name a causal language model")
         values["base_model"] = PACKAGED
     if values["base_model"] == PACKAGED:
-        values.setdefault("learning_rate", 2e-3)  # measured for this one: docs/decisions/0022
+        values = _MEASURED | values
     path = locate(str(values["base_model"]))
     values["base_model"] = _stable(str(values["base_model"]))
     weights, tokenizer = model_digests(path)

@@ -319,10 +319,10 @@ def _warnings(recipe: Recipe, shards: _Shards) -> tuple[str, ...]:
     count = len(shards.shares)
     if recipe.task != "causal-lm" or count <= _BEARABLE:
         return ()
-    measured = "0.74 with one adapter, 0.54 with 4, 0.48 with 10, 0.42 (the base model's own) with 200"
     told = (
-        f"a merge of {count} shards dilutes what each memorised: others measured a utility of {measured} (TOFU, "
-        "Llama-2-7B, rank 32). Where answers must recall records, prefer the ensemble (docs/merging.md)"
+        f"a merge of {count} shards dilutes what each memorised: on TOFU others measured a utility of 0.74 with one "
+        "adapter, 0.54 with 4, 0.48 with 10 (Llama-2-7B), and we a probability of the true answers of 0.82 unsharded, "
+        "0.30 by an ensemble of 8 and 0.05 by their merge. To recall records, prefer the ensemble (docs/merging.md)"
     )
     return (told,)
 

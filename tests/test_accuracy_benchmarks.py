@@ -113,11 +113,12 @@ def test_a_merge_that_cannot_be_made_of_one_shard_leaves_its_cell_empty() -> Non
     assert accuracy_tables.accuracy_by_shards_merges({"banking77": [one]}).endswith("| model_stock |  |")
 
 
-def test_the_figures_lines_are_of_the_longest_plain_trainings() -> None:
+def test_the_figures_lines_are_of_the_longest_plain_trainings_and_of_the_best_unsharded_one() -> None:
     rows = [
         row_of(Training(8, epochs=10), 0.88, cat=0.8),
-        row_of(Training(8), 0.7),
+        row_of(Training(8), 0.9),
         row_of(Training(1), 0.9),
+        row_of(Training(1, epochs=6), 0.85),
         row_of(Training(8, epochs=20, trunk=True), 0.91),
     ]
     assert accuracy_tables.by_shards(rows) == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from benchmarks.data import as_stored, labels_of, spread, synthetic_records
 from benchmarks.difference import difference
 from benchmarks.environment import file_system
 from benchmarks.executor_throughput import Step, Timed
+from benchmarks.markdown import NOT_YET
 from benchmarks.passes import all_passes, count_passes, deletion_passes, formula
 from orchestration.executor import Lesson
 from orchestration.schedule import schedule
@@ -101,6 +103,15 @@ def test_the_tables_in_the_documents_are_what_the_committed_results_give(documen
     if not RESULT.is_file() or "<!-- table:" not in text:
         pytest.skip(f"{document} has no table of benchmark results, or no result is committed")
     assert text == tables.filled(text), "run `python -m benchmarks.tables`"
+
+
+def test_no_document_waits_for_a_figure_but_for_those_of_a_gpu() -> None:
+    waiting = []
+    for path in sorted([*tables.ROOT.glob("*.md"), *tables.ROOT.glob("docs/**/*.md")]):
+        text = path.read_text(encoding="utf-8")
+        waiting += re.findall(rf"<!-- table:(\w+) -->\n{re.escape(NOT_YET)}", text)
+        assert "to be put here" not in text, path
+    assert [name for name in waiting if not name.startswith("gpu_")] == []
 
 
 def test_a_table_is_replaced_between_its_markers_and_nothing_else(
