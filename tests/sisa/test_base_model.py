@@ -159,15 +159,15 @@ def test_a_recipe_that_cannot_be_trained_is_refused_before_anything_is_pinned(
 def test_init_proposes_what_was_measured_for_the_packaged_encoder_and_for_no_other(
     tiny_bert: Path, tmp_path: Path
 ) -> None:
-    def made(base_model: str, **values: Any) -> tuple[float, int]:
+    def made(base_model: str, **values: Any) -> tuple[float, int, float]:
         values |= {"labels": ["a", "b"]}
         directory = tmp_path / str(len(list(tmp_path.iterdir())))
         recipe = initialise(directory, task="classification", base_model=base_model, values=values).recipe
-        return recipe.learning_rate, recipe.epochs
+        return recipe.learning_rate, recipe.epochs, recipe.rehearsal
 
-    assert made("minilm") == (0.002, 6)
-    assert made("minilm", epochs=2) == (0.002, 2)
-    assert made(str(tiny_bert)) == (0.001, 3)
+    assert made("minilm") == (0.002, 6, 0.25)
+    assert made("minilm", epochs=2) == (0.002, 2, 0.25)
+    assert made(str(tiny_bert)) == (0.001, 3, 0.0)
 
 
 def test_a_process_reads_a_base_once_while_its_files_are_as_they_were(tiny_bert: Path, tmp_path: Path) -> None:
